@@ -1,0 +1,64 @@
+# podwire. `make help` lists the targets; each sets up what it needs in .venv.
+# Only paths relative to this folder are used, so it may lie anywhere.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
+PYTEST_ARGS ?=
+
+export PIP_ROOT_USER_ACTION := ignore
+
+.DEFAULT_GOAL := help
+.PHONY: help venv components check format test coverage demo bench image build clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+venv: $(READY) ## the virtual environment with podwire in it
+
+$(READY): pyproject.toml
+	@PYTHON="$(PYTHON)" bash tests/support/make-venv.sh $(VENV)
+	@echo "installing podwire and its tools into $(VENV)"
+	@$(PIP) install -e ".[test,check]"
+	@touch $@
+
+components: ## install the real clients that tests use, where that is possible
+	@bash tests/support/install-components.sh
+
+check: $(READY) ## lint, format, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(READY) components ## every test, with coverage
+	$(BIN)/python -m pytest --cov=cni_plugin --cov=ipam --cov-report=term $(PYTEST_ARGS)
+
+coverage: $(READY) ## the same, and the lines that no test reaches as HTML in build/coverage
+	$(BIN)/python -m pytest --cov=cni_plugin --cov=ipam --cov-report=term-missing \
+		--cov-report=html:build/coverage $(PYTEST_ARGS)
+
+demo: $(READY) ## the network of one node and of two, in namespaces of this machine
+	@bash tests/support/install-components.sh ip nsenter
+	@$(BIN)/podwire lab demo
+
+bench: $(READY) ## ADD, DEL and IPAM against the Go plugins
+	@bash tests/support/install-components.sh ip nsenter /usr/lib/cni/bridge
+	@$(BIN)/python -m bench
+
+image: ## a container image
+	docker build -t podwire .
+
+build: $(READY) ## a wheel in build/
+	@$(PIP) wheel --no-deps --wheel-dir build .
+
+clean: ## remove what make made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+		.import_linter_cache .hypothesis .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

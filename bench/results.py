@@ -1,0 +1,62 @@
+"""What a run measured, as data, and as JSON that a later report is made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+FORMAT = 1
+
+
+class Series(NamedTuple):
+    """Samples of one thing, in the order they were taken.
+
+    `scenario` and `what` name it ("pod", "ADD"), `contender` is who did it, `size` how many
+    reservations there were (0 where that is no question). Times are ns; `cpu` may be empty.
+    """
+
+    scenario: str
+    what: str
+    contender: str
+    wall: tuple[int, ...]
+    cpu: tuple[int, ...] = ()
+    size: int = 0
+
+
+class Results(NamedTuple):
+    """One run. `machine` and `contenders` are texts by name, `commands` shell text by title."""
+
+    machine: dict[str, str]
+    contenders: dict[str, str]
+    commands: dict[str, str]
+    series: tuple[Series, ...]
+    notes: tuple[str, ...] = ()
+
+    def of(self, scenario: str) -> Iterator[Series]:
+        return (series for series in self.series if series.scenario == scenario)
+
+    def find(self, scenario: str, what: str, contender: str, size: int = 0) -> Series | None:
+        wanted = (scenario, what, contender, size)
+        return next(
+            (s for s in self.series if (s.scenario, s.what, s.contender, s.size) == wanted), None
+        )
+
+
+def encode(results: Results) -> str:
+    document: dict[str, Any] = {"format": FORMAT, **results._asdict()}
+    document["series"] = [series._asdict() for series in results.series]
+    return json.dumps(document) + "\n"
+
+
+def decode(text: str) -> Results:
+    """What `encode` wrote. Raises ValueError for another format."""
+    document = json.loads(text)
+    if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
+        raise ValueError(f"no results of a benchmark in format {FORMAT}")
+    document["series"] = tuple(
+        Series(**{**entry, "wall": tuple(entry["wall"]), "cpu": tuple(entry["cpu"])})
+        for entry in document["series"]
+    )
+    document["notes"] = tuple(document["notes"])
+    return Results(**document)

@@ -1,0 +1,1 @@
+"""podwire: a CNI plugin in Python."""

@@ -1,0 +1,73 @@
+"""The network of several nodes: the inventory, this node's place in it, the routes to the others.
+
+Orders what `ipam.inventory` and `ipam.routes` decide and what `kernel` knows and does. Absent an
+inventory there is no cluster, and nothing here is called.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from cni_plugin.kernel import observe
+from cni_plugin.kernel.netlink import RouteSocket
+from cni_plugin.kernel.netns import node_lock
+from cni_plugin.kernel.routetable import KernelRouteTable
+from cni_plugin.spec import IPInterface, IPNetwork
+from ipam import inventory as inventories
+from ipam import routes
+from ipam.inventory import Inventory, Node
+
+
+class Cluster(NamedTuple):
+    """All nodes, and which of them this one is."""
+
+    inventory: Inventory
+    own: Node
+
+
+def join(path: str, node_name: str, route_socket: RouteSocket) -> Cluster:
+    """Read the inventory at `path`, find this node in it, refuse subnets that overlap.
+
+    Raises CniError: 5 and 7 for the file, 106 for an overlap.
+    """
+    known = inventories.load(path)
+    local = observe.local_addresses(route_socket)
+    own = inventories.find_self(
+        known, node_name, os.uname().nodename, lambda: [address.ip for _, address in local]
+    )
+    inventories.refuse_overlaps(known, own, _node_networks(own, local))
+    return Cluster(known, own)
+
+
+def _node_networks(
+    own: Node, local: tuple[tuple[str, IPInterface], ...]
+) -> list[tuple[str, IPNetwork]]:
+    """The networks that the node's own addresses lie in, as its links say: the node network.
+
+    Other links don't count: the pods' bridge carries the pod subnet by right.
+    """
+    return [(link, address.network) for link, address in local if address.ip in own.addresses]
+
+
+def sync(cluster: Cluster, route_socket: RouteSocket) -> routes.Changes:
+    """Bring the routes to the other nodes in line with the inventory; what was changed.
+
+    The common case, nothing to do, takes no lock.
+    """
+    table = KernelRouteTable(route_socket)
+    wanted = routes.desired(cluster.inventory, cluster.own)
+    if not routes.difference(wanted, table.owned()):
+        return routes.Changes()
+    with node_lock(exclusive=True):
+        return routes.sync(table, wanted)
+
+
+def missing(cluster: Cluster, route_socket: RouteSocket) -> list[str]:
+    """For CHECK: each route to another node that is not there, in words."""
+    wanted = routes.desired(cluster.inventory, cluster.own)
+    changes = routes.difference(wanted, KernelRouteTable(route_socket).owned())
+    return [
+        f"the node's route to {route.dst} via {route.via} (node {route.node}) is missing"
+        for route in changes.add + changes.replace
+    ]

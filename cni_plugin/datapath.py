@@ -1,0 +1,319 @@
+"""What one attachment needs in the kernel, decided without the kernel.
+
+`plan` turns a configuration and the leases of IPAM into a `PodNetwork`; `kernel` applies it,
+`result` describes it to the runtime, and `drift` holds what was observed against it for CHECK.
+Everything here is pure: no I/O, no clock, no randomness. Names and MAC addresses are derived from
+the attachment, so that a DEL finds what an ADD made with nothing but the attachment in hand.
+
+Both families go through the same code: a list of addresses, each of which knows its version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2s
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_network
+from typing import NamedTuple
+
+from cni_plugin.netconf import NetConf
+from cni_plugin.spec import (
+    Attachment,
+    CniError,
+    Code,
+    Interface,
+    IPAddress,
+    IPConfig,
+    IPInterface,
+    IPNetwork,
+    Result,
+    Route,
+)
+
+SCOPE_UNIVERSE = 0  # RT_SCOPE_UNIVERSE, include/uapi/linux/rtnetlink.h
+SCOPE_LINK = 253  # RT_SCOPE_LINK
+_IPV6_MIN_MTU = 1280  # RFC 8200, section 5
+_ALIAS_BYTES = 255  # IFALIASZ - 1, include/uapi/linux/if.h
+
+
+ROUTE_PROTOCOL = 112  # podwire's own; free in include/uapi/linux/rtnetlink.h and iproute2's list
+
+
+class Bridge(NamedTuple):
+    """The bridge of the node; `gateways` are the addresses it must carry."""
+
+    name: str
+    mtu: int
+    promisc: bool
+    gateways: tuple[IPInterface, ...]
+    force_address: bool
+
+
+class HostVeth(NamedTuple):
+    """The node's end of the pod's link."""
+
+    name: str
+    mac: str
+    alias: str
+    hairpin: bool
+    isolated: bool
+    addresses: tuple[IPInterface, ...]
+    routes: tuple[IPNetwork, ...]
+
+
+class PodLink(NamedTuple):
+    """The pod's end. `routes` stand in the order in which the kernel accepts them."""
+
+    name: str
+    mac: str
+    addresses: tuple[IPInterface, ...]
+    routes: tuple[Route, ...]
+
+
+class PodNetwork(NamedTuple):
+    """Everything an ADD makes in the kernel. `bridge` is None in mode ptp; `mtu` 0 is its default.
+
+    `forwarding` lists the IP versions for which the node must forward; `leases` is what the pod
+    holds, as the runtime is told.
+    """
+
+    bridge: Bridge | None
+    host: HostVeth
+    pod: PodLink
+    mtu: int
+    enable_dad: bool
+    forwarding: tuple[int, ...]
+    leases: Result
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+def _digest(*parts: str) -> bytes:
+    return blake2s("\0".join(parts).encode("utf-8", "surrogateescape")).digest()
+
+
+def host_veth_name(network: str, attachment: Attachment) -> str:
+    """The name of the node's end: 44 bits of a hash, so equal for equal attachments only."""
+    return "veth" + _digest(network, *attachment).hex()[:11]
+
+
+def alias_prefix(network: str) -> str:
+    """How the alias of each host veth of a network begins; GC finds the network's links by it."""
+    return f"podwire {_fitted(network, 96)} "
+
+
+def alias(network: str, attachment: Attachment) -> str:
+    """The alias of a host veth: who it belongs to, readable in `ip link`.
+
+    The kernel keeps 255 bytes; longer identifiers are cut and closed with a hash.
+    """
+    start = alias_prefix(network)
+    room = _ALIAS_BYTES - len(start.encode()) - len(attachment.ifname.encode()) - 1
+    return f"{start}{_fitted(attachment.container_id, room)} {attachment.ifname}"
+
+
+def attachment_of(alias: str) -> Attachment:
+    """The attachment an alias names, as far as the kernel had room for it."""
+    container_id, _, ifname = alias.rpartition(" ")
+    return Attachment(container_id.rpartition(" ")[2], ifname)
+
+
+def _fitted(text: str, room: int) -> str:
+    if len(text) <= room:
+        return text
+    return f"{text[: room - 17]}~{_digest(text).hex()[:16]}"
+
+
+def _derived_mac(*parts: str) -> str:
+    """A locally administered unicast MAC address from a hash."""
+    digest = bytearray(_digest("mac", *parts)[:6])
+    digest[0] = (digest[0] & 0xFC) | 0x02
+    return digest.hex(":")
+
+
+def _pod_mac(conf: NetConf, attachment: Attachment, ips: tuple[IPConfig, ...]) -> str:
+    """The MAC asked for, or one made from the IPv4 address.
+
+    A pod that inherits an address then has the MAC its predecessor had, and no neighbour's cache
+    is ever wrong (the prefix 0a:58 is what Kubernetes' own kubenet used for this).
+    """
+    if conf.mac:
+        return conf.mac
+    for ip in ips:
+        if isinstance(ip.address.ip, IPv4Address):
+            return (b"\x0a\x58" + ip.address.ip.packed).hex(":")
+    return _derived_mac("pod", conf.network, *attachment)
+
+
+# --- the plan ---------------------------------------------------------------------------------
+
+
+def plan(conf: NetConf, attachment: Attachment, leases: Result) -> PodNetwork:
+    """The network of one pod. `leases` is IPAM's result, with no addresses for layer 2 only.
+
+    Raises CniError 7 when the configuration and the leases don't fit together.
+    """
+    leases = _settled(conf, leases)
+    versions = tuple(sorted({ip.address.version for ip in leases.ips}))
+    if conf.mtu and conf.mtu < _IPV6_MIN_MTU and 6 in versions:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"mtu: {conf.mtu} is too small for IPv6",
+            f"IPv6 needs at least {_IPV6_MIN_MTU}: raise mtu, or leave IPv6 out of ipam",
+        )
+    return PodNetwork(
+        bridge=None if conf.mode == "ptp" else _bridge(conf, leases.ips),
+        host=_host_veth(conf, attachment, leases.ips),
+        pod=PodLink(
+            name=attachment.ifname,
+            mac=_pod_mac(conf, attachment, leases.ips),
+            addresses=tuple(ip.address for ip in leases.ips),
+            routes=tuple(_pod_routes(leases)),
+        ),
+        mtu=conf.mtu,
+        enable_dad=conf.enable_dad,
+        forwarding=versions if conf.is_gateway else (),
+        leases=leases,
+    )
+
+
+def _settled(conf: NetConf, leases: Result) -> Result:
+    """The leases as the pod has them: each with its gateway, host prefixes in mode ptp, the
+    default routes among the routes."""
+    ips = tuple(_with_gateway(conf, ip) for ip in leases.ips)
+    if conf.mode == "ptp":
+        ips = tuple(ip._replace(address=_host_interface(ip.address.ip)) for ip in ips)
+    return leases._replace(
+        ips=ips, routes=leases.routes + tuple(_default_routes(conf, ips, leases.routes))
+    )
+
+
+def _host_veth(conf: NetConf, attachment: Attachment, ips: tuple[IPConfig, ...]) -> HostVeth:
+    name = host_veth_name(conf.network, attachment)
+    ptp = conf.mode == "ptp"
+    gateways = dict.fromkeys(ip.gateway for ip in ips if ip.gateway is not None)
+    return HostVeth(
+        name=name,
+        mac=_derived_mac("host", name),
+        alias=alias(conf.network, attachment),
+        hairpin=conf.hairpin,
+        isolated=conf.port_isolation,
+        addresses=tuple(_host_interface(gateway) for gateway in gateways) if ptp else (),
+        routes=tuple(ip.address.network for ip in ips) if ptp else (),
+    )
+
+
+def _bridge(conf: NetConf, ips: tuple[IPConfig, ...]) -> Bridge:
+    return Bridge(
+        name=conf.bridge,
+        mtu=conf.mtu,
+        promisc=conf.promisc,
+        gateways=tuple(dict.fromkeys(_gateway_addresses(ips))) if conf.is_gateway else (),
+        force_address=conf.force_address,
+    )
+
+
+def _host_interface(address: IPAddress) -> IPInterface:
+    """The address with a prefix that covers it alone."""
+    return IPv4Interface(address) if address.version == 4 else IPv6Interface(address)
+
+
+def _with_gateway(conf: NetConf, ip: IPConfig) -> IPConfig:
+    """The lease with a gateway where one is needed and IPAM named none: its network's first."""
+    if ip.gateway is not None and ip.gateway.version != ip.address.version:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"ipam: the gateway {ip.gateway} is of another family than the address {ip.address}",
+        )
+    if ip.gateway is not None or not conf.is_gateway:
+        return ip
+    network = ip.address.network
+    if network.num_addresses < 4:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"ipam: no gateway for {ip.address}, and its network has no room for one",
+            "name a gateway in the ipam section",
+        )
+    return ip._replace(gateway=network.network_address + 1)
+
+
+def _gateway_addresses(ips: tuple[IPConfig, ...]) -> Iterator[IPInterface]:
+    for ip in ips:
+        if ip.gateway is None:
+            continue
+        prefix = ip.address.network.prefixlen
+        if ip.address.version == 4:
+            yield IPv4Interface((int(ip.gateway), prefix))
+        else:
+            yield IPv6Interface((int(ip.gateway), prefix))
+
+
+def default_network(version: int) -> IPNetwork:
+    """0.0.0.0/0 or ::/0."""
+    return ip_network("0.0.0.0/0" if version == 4 else "::/0")
+
+
+def _default_routes(
+    conf: NetConf, ips: tuple[IPConfig, ...], given: tuple[Route, ...]
+) -> Iterator[Route]:
+    """One default route for each family, unless IPAM's routes hold one already."""
+    if not conf.is_default_gateway:
+        return
+    done = {route.dst.version for route in given if route.dst.prefixlen == 0}
+    for ip in ips:
+        version = ip.address.version
+        if version not in done and ip.gateway is not None:
+            done.add(version)
+            yield Route(default_network(version), ip.gateway)
+
+
+def _pod_routes(leases: Result) -> Iterator[Route]:
+    """The pod's routes: first the way to gateways that no address of the pod covers, then the rest.
+
+    In mode ptp each gateway is such. A route without a gateway goes through its family's first,
+    as in the reference.
+    """
+    gateways = [ip.gateway for ip in leases.ips if ip.gateway is not None]
+    first = {gateway.version: gateway for gateway in reversed(gateways)}
+    routes = [
+        route._replace(gw=route.gw or first.get(route.dst.version)) for route in leases.routes
+    ]
+    for gateway in dict.fromkeys(gateways):
+        if not any(gateway in ip.address.network for ip in leases.ips):
+            yield Route(_host_interface(gateway).network, scope=SCOPE_LINK)
+    yield from routes
+
+
+# --- the result -------------------------------------------------------------------------------
+
+
+class Applied(NamedTuple):
+    """What only the kernel knows of a network that was applied."""
+
+    bridge_mac: str
+    bridge_mtu: int
+    mtu: int
+
+
+def result(conf: NetConf, network: PodNetwork, netns: str, applied: Applied) -> Result:
+    """The CNI result: [bridge,] host veth and pod link, the addresses on the last of them.
+
+    What an earlier plugin of the chain reported stays in front (CNI specification, section 2,
+    ADD: prevResult is passed on).
+    """
+    previous = conf.prev_result or Result()
+    interfaces = [
+        Interface(network.host.name, network.host.mac, mtu=applied.mtu),
+        Interface(network.pod.name, network.pod.mac, sandbox=netns, mtu=applied.mtu),
+    ]
+    if network.bridge is not None:
+        bridge = Interface(network.bridge.name, applied.bridge_mac, mtu=applied.bridge_mtu)
+        interfaces.insert(0, bridge)
+    pod_index = len(previous.interfaces) + len(interfaces) - 1
+    answers = (dns for dns in (conf.dns, network.leases.dns) if dns is not None and any(dns))
+    return Result(
+        interfaces=previous.interfaces + tuple(interfaces),
+        ips=previous.ips + tuple(ip._replace(interface=pod_index) for ip in network.leases.ips),
+        routes=previous.routes + network.leases.routes,
+        dns=next(answers, previous.dns),
+    )

@@ -1,0 +1,151 @@
+"""The node's bridge: made by the first pod, shared by all, kept when the last one goes.
+
+Many ADDs run at once on a fresh node, so each step tolerates that another did it first. What an
+ADD made of the bridge is taken back when that ADD fails, unless somebody uses it by then; both
+happen under the node's lock (`netns.node_lock`).
+"""
+
+from __future__ import annotations
+
+import errno as errnos
+import os
+from contextlib import ExitStack
+
+from cni_plugin.datapath import Bridge
+from cni_plugin.drift import LinkState
+from cni_plugin.kernel import messages, observe, sysctl
+from cni_plugin.kernel.netlink import KernelError, RouteSocket
+from cni_plugin.kernel.netns import node_lock
+from cni_plugin.spec import CniError, Code, IPInterface
+
+ALIAS_MADE = "podwire bridge"
+ALIAS_ADOPTED = "podwire bridge (adopted)"
+
+
+def ready(route_socket: RouteSocket, bridge: Bridge) -> LinkState | None:
+    """The bridge, if an earlier ADD made it ready: the common case; a shared lock will do."""
+    link = observe.link(route_socket, bridge.name)
+    if link is None or not link.alias or not link.up or (bridge.promisc and not link.promisc):
+        return None
+    refuse_other_kind(link)
+    return link
+
+
+def ensure(route_socket: RouteSocket, bridge: Bridge, dad: bool, undo: ExitStack) -> LinkState:
+    """The bridge, made if need be, up and marked. Call with the node's lock held exclusively.
+
+    An earlier ADD may have been killed half way, so each step is looked at by itself.
+    """
+    link = observe.link(route_socket, bridge.name)
+    if link is None:
+        link = _create(route_socket, bridge, undo)
+        alias = ALIAS_MADE
+    else:
+        refuse_other_kind(link)
+        alias = link.alias or ALIAS_ADOPTED
+    sysctl.quieten(link.name)
+    if not dad:
+        sysctl.skip_dad(link.name)
+    # A MAC address that was set by hand, if only to itself, no longer follows the ports'.
+    up = messages.set_bridge(link.ifindex, link.name, bridge.promisc, mac=link.mac, alias=alias)
+    route_socket.batch([up])
+    return link
+
+
+def refuse_other_kind(link: LinkState) -> None:
+    """Raises CniError 103 when the bridge's name belongs to a link of another kind."""
+    if link.kind != "bridge":
+        raise CniError(
+            Code.LINK_CONFLICT,
+            f"bridge: {link.name} exists and is a {link.kind or 'device'}, not a bridge",
+            'choose another name with "bridge" in the network configuration',
+        )
+
+
+def _create(route_socket: RouteSocket, bridge: Bridge, undo: ExitStack) -> LinkState:
+    mac = bytearray(os.urandom(6))
+    mac[0] = (mac[0] & 0xFC) | 0x02  # locally administered, unicast
+    route_socket.batch([messages.create_bridge(bridge.name, mac.hex(":"), bridge.mtu)])
+    undo.callback(_remove_unused, route_socket, bridge.name)
+    link = observe.link(route_socket, bridge.name)
+    if link is None:
+        raise KernelError(errnos.ENODEV, f"find bridge {bridge.name} after its creation")
+    return link
+
+
+def _remove_unused(route_socket: RouteSocket, name: str) -> None:
+    """Undo of a creation: the bridge goes, unless another pod has become its port."""
+    with node_lock(exclusive=True):
+        link = observe.link(route_socket, name)
+        if link is not None and not observe.ports(route_socket, link.ifindex):
+            route_socket.batch([messages.delete_link(name)], ignore=(errnos.ENODEV,))
+
+
+def ensure_gateways(
+    route_socket: RouteSocket, bridge: Bridge, link: LinkState, dad: bool, undo: ExitStack
+) -> None:
+    """The gateway addresses on the bridge; CniError 103 when another address is in the way."""
+    if not bridge.gateways:
+        return
+    present = observe.addresses(route_socket, link.ifindex)
+    missing = [gateway for gateway in bridge.gateways if gateway not in present]
+    if any(gateway.version == 6 for gateway in missing):
+        sysctl.enable_ipv6(link.name)
+    for gateway in missing:
+        for other in present:
+            if other not in bridge.gateways and in_conflict(gateway, other):
+                _make_way(route_socket, bridge, link, gateway, other)
+                undo.callback(_restore, route_socket, link, other, dad)
+        add = messages.add_address(gateway, link.ifindex, link.name, dad)
+        route_socket.batch([add], ignore=(errnos.EEXIST,))
+        undo.callback(_withdraw, route_socket, link, gateway)
+
+
+def in_conflict(gateway: IPInterface, other: IPInterface) -> bool:
+    """Whether the bridge may not carry both, by the reference's rule.
+
+    One IPv4 network per bridge; several IPv6 networks unless they overlap.
+    """
+    if gateway.version != other.version:
+        return False
+    return gateway.version == 4 or gateway.network.overlaps(other.network)
+
+
+def _make_way(
+    route_socket: RouteSocket,
+    bridge: Bridge,
+    link: LinkState,
+    gateway: IPInterface,
+    other: IPInterface,
+) -> None:
+    """Remove an address that is in the gateway's way, if the configuration allows it."""
+    if not bridge.force_address:
+        raise CniError(
+            Code.LINK_CONFLICT,
+            f"bridge: {bridge.name} has the address {other}, the gateway would be {gateway}",
+            'remove that address, choose another "bridge", or set "forceAddress": true',
+        )
+    route_socket.batch(
+        [messages.delete_address(other, link.ifindex, link.name)], ignore=(errnos.EADDRNOTAVAIL,)
+    )
+
+
+def _restore(route_socket: RouteSocket, link: LinkState, other: IPInterface, dad: bool) -> None:
+    """Undo of `_make_way`."""
+    route_socket.batch(
+        [messages.add_address(other, link.ifindex, link.name, dad)],
+        ignore=(errnos.EEXIST, errnos.ENODEV),
+    )
+
+
+def _withdraw(route_socket: RouteSocket, link: LinkState, gateway: IPInterface) -> None:
+    """Undo of a gateway address, unless pods have come to use it."""
+    with node_lock(exclusive=True):
+        present = observe.link(route_socket, link.name)
+        if present is None or present.ifindex != link.ifindex:
+            return
+        if not observe.ports(route_socket, link.ifindex):
+            route_socket.batch(
+                [messages.delete_address(gateway, link.ifindex, link.name)],
+                ignore=(errnos.EADDRNOTAVAIL,),
+            )

@@ -1,0 +1,34 @@
+"""DEL and GC in the kernel: taking links away, by what the attachment alone tells."""
+
+from __future__ import annotations
+
+import errno as errnos
+
+from cni_plugin.kernel import messages, observe
+from cni_plugin.kernel.netlink import RouteSocket
+from cni_plugin.kernel.netns import inside
+
+
+def remove_host_veth(route_socket: RouteSocket, name: str) -> None:
+    """Delete the host's end, and with it the pod's, addresses and routes; no-op when gone.
+
+    The acknowledgement says that the link is gone.
+    """
+    route_socket.batch([messages.delete_link(name)], ignore=(errnos.ENODEV,))
+
+
+def remove_pod_link(sandbox: int, ifname: str) -> None:
+    """Delete a veth of the sandbox: one that another plugin made for an attachment we took over."""
+    with inside(sandbox), RouteSocket() as pod_socket:
+        link = observe.link(pod_socket, ifname)
+        if link is not None and link.kind == "veth":
+            pod_socket.batch([messages.delete_link(ifname)], ignore=(errnos.ENODEV,))
+
+
+def strays(route_socket: RouteSocket, prefix: str, valid: frozenset[str]) -> list[tuple[str, str]]:
+    """Name and alias of each host veth whose alias begins with `prefix` and is not in `valid`."""
+    return [
+        (link.name, link.alias)
+        for link in observe.veths(route_socket)
+        if link.alias.startswith(prefix) and link.alias not in valid
+    ]

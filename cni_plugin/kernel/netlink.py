@@ -1,0 +1,193 @@
+"""A netlink route socket: several requests in one send, one acknowledgement read for each.
+
+Rules:
+- A socket belongs to the network namespace it was opened in, and serves one thread.
+- The kernel works off a batch in order and goes on after a failure; the first failure is raised,
+  and what the others did is the caller's to undo.
+- Dumps are strict (the kernel filters) and are asked for again when they were interrupted.
+"""
+
+from __future__ import annotations
+
+import errno as errnos
+import os
+import struct
+from collections.abc import Sequence
+from socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
+from typing import Any
+
+from cni_plugin.kernel.messages import REPLIES, Message
+from cni_plugin.spec import CniError, Code
+
+_NETLINK_ROUTE = 0
+_SOL_NETLINK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 11, 12
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_DUMP_INTR, _NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x10, 0x100, 0x200
+_NLMSGERR_ATTR_MSG = 1
+_HEADER = struct.Struct("=IHHII")
+_RECEIVE = 1 << 18
+_TIMEOUT_S = 20.0  # the kernel answers in microseconds; this only bounds a broken one
+_DUMP_TRIES = 8
+_NOTHING_THERE = (errnos.EAFNOSUPPORT, errnos.EOPNOTSUPP, errnos.ENOENT)
+
+
+class KernelError(CniError):
+    """The kernel refused a request: `errno` is its reason."""
+
+    def __init__(self, errno: int, what: str, hint: str = "") -> None:
+        permission = errno in (errnos.EPERM, errnos.EACCES)
+        super().__init__(
+            Code.PERMISSION_DENIED if permission else Code.KERNEL_REFUSED,
+            f"can't {what}: {os.strerror(errno)}" + (f" ({hint})" if hint else ""),
+            "podwire needs CAP_NET_ADMIN and CAP_SYS_ADMIN" if permission else "",
+        )
+        self.errno = errno
+
+
+class RouteSocket:
+    """An open NETLINK_ROUTE socket of the namespace that was current at construction."""
+
+    def __init__(self) -> None:
+        self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, _NETLINK_ROUTE)
+        try:
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+            self._socket.settimeout(_TIMEOUT_S)
+            self._socket.bind((0, 0))
+        except OSError:
+            self._socket.close()
+            raise
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> RouteSocket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def batch(self, messages: Sequence[Message], ignore: Sequence[int] = ()) -> None:
+        """Send all, wait for every acknowledgement, raise the first failure.
+
+        `ignore` holds errno values that count as success.
+        """
+        if not messages:
+            return
+        first = self._send(messages)
+        failures: dict[int, KernelError] = {}
+        waiting = {first + offset for offset in range(len(messages))}
+        while waiting:
+            for kind, flags, sequence, payload in self._receive():
+                if kind != _NLMSG_ERROR or sequence not in waiting:
+                    continue
+                waiting.discard(sequence)
+                errno = -struct.unpack_from("=i", payload)[0]
+                if errno and errno not in ignore:
+                    what = messages[sequence - first].what
+                    failures[sequence] = KernelError(errno, what, _hint(flags, payload))
+        if failures:
+            raise failures[min(failures)]
+
+    def get(self, message: Message) -> Any | None:
+        """The one object asked for, decoded; None when there is no such thing."""
+        sequence = self._send([message])
+        while True:
+            for kind, flags, number, payload in self._receive():
+                if number != sequence:
+                    continue
+                if kind == _NLMSG_ERROR:
+                    errno = -struct.unpack_from("=i", payload)[0]
+                    if errno in (errnos.ENODEV, errnos.ENOENT):
+                        return None
+                    raise KernelError(errno, message.what, _hint(flags, payload))
+                return _decoded(kind, flags, number, payload)
+
+    def dump(self, message: Message) -> list[Any]:
+        """All objects that match, decoded. A family the kernel lacks has none."""
+        for _ in range(_DUMP_TRIES):
+            entries, interrupted = self._dump_once(message)
+            if not interrupted:
+                return entries
+        raise KernelError(errnos.EAGAIN, message.what, "interrupted each time it was tried")
+
+    def _dump_once(self, message: Message) -> tuple[list[Any], bool]:
+        sequence = self._send([message])
+        entries: list[Any] = []
+        interrupted = False
+        while True:
+            for kind, flags, number, payload in self._receive():
+                if number != sequence:
+                    continue
+                interrupted = interrupted or bool(flags & _NLM_F_DUMP_INTR)
+                if kind in (_NLMSG_DONE, _NLMSG_ERROR):
+                    errno = -struct.unpack_from("=i", payload)[0]
+                    if errno and errno not in (
+                        errnos.EAFNOSUPPORT,
+                        errnos.EOPNOTSUPP,
+                        errnos.ENOENT,
+                    ):
+                        raise KernelError(errno, message.what, _hint(flags, payload))
+                    return entries, interrupted
+                entries.append(_decoded(kind, flags, number, payload))
+
+    def _send(self, messages: Sequence[Message]) -> int:
+        """Encode and send the messages as one datagram; the sequence number of the first."""
+        first = self._sequence + 1
+        parts = []
+        for offset, message in enumerate(messages):
+            message.body["header"] = {
+                "type": message.type,
+                "flags": message.flags,
+                "sequence_number": first + offset,
+                "pid": 0,
+            }
+            message.body.encode()
+            data = bytes(message.body.data)
+            parts.append(data + b"\0" * (-len(data) % 4))
+        self._sequence += len(messages)
+        try:
+            self._socket.send(b"".join(parts))
+        except OSError as e:
+            raise KernelError(e.errno or errnos.EIO, messages[0].what) from e
+        return first
+
+    def _receive(self) -> list[tuple[int, int, int, bytes]]:
+        """The messages of one datagram as (type, flags, sequence number, payload)."""
+        try:
+            data = self._socket.recv(_RECEIVE)
+        except OSError as e:
+            raise KernelError(e.errno or errnos.ETIMEDOUT, "read the kernel's reply") from e
+        found = []
+        offset = 0
+        while offset + _HEADER.size <= len(data):
+            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+            if length < _HEADER.size:
+                break
+            found.append((kind, flags, sequence, data[offset + _HEADER.size : offset + length]))
+            offset += (length + 3) & ~3
+        return found
+
+
+def _decoded(kind: int, flags: int, sequence: int, payload: bytes) -> Any:
+    header = _HEADER.pack(_HEADER.size + len(payload), kind, flags, sequence, 0)
+    message = REPLIES[kind](header + payload)
+    message.decode()
+    return message
+
+
+def _hint(flags: int, payload: bytes) -> str:
+    """The kernel's own words on a failure (extended acknowledgement); "" when it gave none."""
+    if not flags & _NLM_F_ACK_TLVS:
+        return ""
+    length = _HEADER.unpack_from(payload, 4)[0]
+    offset = 4 + (_HEADER.size if flags & _NLM_F_CAPPED else (length + 3) & ~3)
+    while offset + 4 <= len(payload):
+        size, kind = struct.unpack_from("=HH", payload, offset)
+        if size < 4:
+            break
+        if kind == _NLMSGERR_ATTR_MSG:
+            return payload[offset + 4 : offset + size].rstrip(b"\0").decode("utf-8", "replace")
+        offset += (size + 3) & ~3
+    return ""

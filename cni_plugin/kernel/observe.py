@@ -1,0 +1,143 @@
+"""What the kernel holds, read into the types of `drift`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_interface
+from socket import if_indextoname
+from typing import Any
+
+from cni_plugin.drift import LinkState, Observed, RouteState
+from cni_plugin.kernel import messages, sysctl
+from cni_plugin.kernel.netlink import RouteSocket
+from cni_plugin.kernel.netns import inside
+from cni_plugin.spec import IPAddress, IPInterface
+
+_PORT_FORWARDING = 3  # BR_STATE_FORWARDING, include/uapi/linux/if_bridge.h
+
+
+def link(route_socket: RouteSocket, name: str) -> LinkState | None:
+    """The link of this name, None when there is none."""
+    entry = route_socket.get(messages.get_link(name))
+    return None if entry is None else state(entry)
+
+
+def state(entry: Any) -> LinkState:
+    """A decoded link message as a `LinkState`."""
+    info = entry.get_attr("IFLA_LINKINFO")
+    port = None
+    if info is not None and info.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge":
+        port = info.get_attr("IFLA_INFO_SLAVE_DATA")
+    flags = entry["flags"]
+    return LinkState(
+        ifindex=entry["index"],
+        name=entry.get_attr("IFLA_IFNAME") or "",
+        kind=(info.get_attr("IFLA_INFO_KIND") or "") if info is not None else "",
+        mac=entry.get_attr("IFLA_ADDRESS") or "",
+        mtu=entry.get_attr("IFLA_MTU") or 0,
+        up=bool(flags & messages.IFF_UP),
+        promisc=bool(flags & messages.IFF_PROMISC),
+        forwarding=port is not None and port.get_attr("IFLA_BRPORT_STATE") == _PORT_FORWARDING,
+        master=entry.get_attr("IFLA_MASTER") or 0,
+        alias=entry.get_attr("IFLA_IFALIAS") or "",
+        hairpin=port is not None and bool(port.get_attr("IFLA_BRPORT_MODE")),
+        isolated=port is not None and bool(port.get_attr("IFLA_BRPORT_ISOLATED")),
+    )
+
+
+def ports(route_socket: RouteSocket, bridge: int) -> list[LinkState]:
+    """The ports of the bridge with this interface index."""
+    return [state(entry) for entry in route_socket.dump(messages.dump_links(master=bridge))]
+
+
+def veths(route_socket: RouteSocket) -> list[LinkState]:
+    """All veth links of the namespace."""
+    return [state(entry) for entry in route_socket.dump(messages.dump_links(kind="veth"))]
+
+
+def addresses(route_socket: RouteSocket, index: int = 0) -> tuple[IPInterface, ...]:
+    """The addresses of one link, or of all links of the namespace (`index` 0)."""
+    return tuple(address for _, address, _ in _address_entries(route_socket, index))
+
+
+def local_addresses(route_socket: RouteSocket) -> tuple[tuple[str, IPInterface], ...]:
+    """Every address of the namespace, with its link's name."""
+    return tuple(
+        (_link_name(index), address) for index, address, _ in _address_entries(route_socket, 0)
+    )
+
+
+def _link_name(index: int) -> str:
+    try:
+        return if_indextoname(index)
+    except OSError:  # it went away since the list was made
+        return f"link {index}"
+
+
+def unsettled(route_socket: RouteSocket, index: int) -> dict[IPInterface, bool]:
+    """Addresses of a link whose duplicate address detection is not over; True where it failed."""
+    busy = messages.IFA_F_TENTATIVE | messages.IFA_F_DADFAILED
+    return {
+        address: bool(flags & messages.IFA_F_DADFAILED)
+        for _, address, flags in _address_entries(route_socket, index)
+        if flags & busy
+    }
+
+
+def _address_entries(
+    route_socket: RouteSocket, index: int
+) -> Iterator[tuple[int, IPInterface, int]]:
+    for entry in route_socket.dump(messages.dump_addresses(index)):
+        text = entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS")
+        if text is None or (index and entry["index"] != index):
+            continue
+        flags = entry.get_attr("IFA_FLAGS") or entry["flags"]
+        yield entry["index"], ip_interface(f"{text}/{entry['prefixlen']}"), flags
+
+
+def routes(route_socket: RouteSocket, index: int, table: int = 0) -> tuple[RouteState, ...]:
+    """The unicast routes through one link, of both families."""
+    found = []
+    for version in (4, 6):
+        for entry in route_socket.dump(messages.dump_routes(version, index=index, table=table)):
+            dst = messages.network_of(entry)
+            if dst is None or entry["type"] != messages.RTN_UNICAST:
+                continue
+            found.append(
+                RouteState(
+                    dst=dst,
+                    gw=gateway(entry),
+                    table=entry.get_attr("RTA_TABLE") or entry["table"],
+                    scope=entry["scope"],
+                )
+            )
+    return tuple(found)
+
+
+def gateway(entry: Any) -> IPAddress | None:
+    """The gateway of a decoded route message."""
+    text = entry.get_attr("RTA_GATEWAY")
+    return ip_address(text) if text else None
+
+
+def attachment(
+    route_socket: RouteSocket, sandbox: int, pod: str, host: str, bridge: str
+) -> Observed:
+    """Everything CHECK compares; `sandbox` is the fd of the pod's network namespace."""
+    with inside(sandbox), RouteSocket() as pod_socket:
+        pod_link = link(pod_socket, pod)
+        pod_addresses = addresses(pod_socket, pod_link.ifindex) if pod_link else ()
+        pod_routes = routes(pod_socket, pod_link.ifindex) if pod_link else ()
+    host_link = link(route_socket, host)
+    bridge_link = link(route_socket, bridge) if bridge else None
+    return Observed(
+        pod=pod_link,
+        pod_addresses=pod_addresses,
+        pod_routes=pod_routes,
+        host=host_link,
+        host_addresses=addresses(route_socket, host_link.ifindex) if host_link else (),
+        host_routes=routes(route_socket, host_link.ifindex) if host_link else (),
+        bridge=bridge_link,
+        bridge_addresses=addresses(route_socket, bridge_link.ifindex) if bridge_link else (),
+        forwarding=tuple(v for v, name in sysctl.FORWARDING.items() if sysctl.read(name) == "1"),
+    )

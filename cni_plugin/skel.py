@@ -1,0 +1,449 @@
+"""The CNI protocol without I/O: environment and stdin to a `Request`, results and errors to bytes.
+
+Rules:
+- Nothing here reads, writes or executes: the same code serves a process, an agent and a unit test.
+- What each command requires is one table (`_REQUIRED`), not a chain of ifs.
+- All missing variables are named at once, as the specification asks.
+
+Where this differs from the reference's skel: CNI_PATH may be absent (it is needed by delegates
+only, and they say so), and errors go to stdout, which is where libcni reads them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from json import dumps, loads
+from typing import Any, NoReturn
+
+from cni_plugin.fields import Fields, as_interface, as_text, invalid, shown
+from cni_plugin.spec import (
+    CURRENT_VERSION,
+    DNS,
+    SUPPORTED_VERSIONS,
+    Attachment,
+    CniError,
+    Code,
+    Interface,
+    IPConfig,
+    IPNetwork,
+    Request,
+    Result,
+    Route,
+)
+
+MAX_CONFIG_BYTES = 16 * 1024 * 1024
+
+_REQUIRED = {
+    "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+    "DEL": ("CNI_CONTAINERID", "CNI_IFNAME"),
+    "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+    "GC": ("CNI_PATH",),
+    "STATUS": (),
+    "VERSION": (),
+}
+_SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+_IFNAME_BYTES = 15
+_NAME_BYTES = 200  # it becomes a folder and a part of a file's name: NAME_MAX is 255
+_KNOWN_ARGS = frozenset(
+    (
+        "IgnoreUnknown",
+        "IP",
+        "MAC",
+        "K8S_POD_NAME",
+        "K8S_POD_NAMESPACE",
+        "K8S_POD_UID",
+        "K8S_POD_INFRA_CONTAINER_ID",
+    )
+)
+
+
+def at_least(version: str, wanted: str) -> bool:
+    """Whether a supported version is `wanted` or newer."""
+    return SUPPORTED_VERSIONS.index(version) >= SUPPORTED_VERSIONS.index(wanted)
+
+
+# --- requests ---------------------------------------------------------------------------------
+
+
+def parse_request(environ: Mapping[str, str], stdin: bytes) -> Request:
+    """The request that environment and stdin make.
+
+    Raises CniError: 1 for a version or a command the version does not have, 4 for the
+    environment, 6 for stdin that is no JSON object, 7 for the network's name.
+    """
+    command = environ.get("CNI_COMMAND", "")
+    if command not in _REQUIRED:
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_COMMAND: unknown command {shown(command)}",
+            f"one of {', '.join(_REQUIRED)}",
+        )
+    missing = [name for name in _REQUIRED[command] if not environ.get(name)]
+    if missing:
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"required environment variables missing: {', '.join(missing)}",
+            f"{command} needs them; see the CNI specification, section 2",
+        )
+    attachment = _attachment(environ) if "CNI_IFNAME" in _REQUIRED[command] else Attachment("", "")
+    conf = decode_config(stdin)
+    version = config_version(conf)
+    since = _SINCE.get(command)
+    if since is not None and not at_least(version, since):
+        raise CniError(
+            Code.INCOMPATIBLE_VERSION,
+            f"cniVersion: {command} needs a configuration of {since} or later, got {version}",
+            f'set "cniVersion" to {since} or later',
+        )
+    return Request(
+        command=command,
+        attachment=attachment,
+        netns=environ.get("CNI_NETNS", ""),
+        cni_args=parse_args(environ.get("CNI_ARGS", "")),
+        path=tuple(part for part in environ.get("CNI_PATH", "").split(":") if part),
+        config=stdin,
+        conf=conf,
+        version=version,
+        network=_network_name(conf),
+    )
+
+
+def decode_config(stdin: bytes) -> Mapping[str, Any]:
+    """stdin as a JSON object; error 6 for anything else, NaN and endless nesting included."""
+    if len(stdin) > MAX_CONFIG_BYTES:
+        raise CniError(
+            Code.DECODE_FAILURE, f"network configuration is larger than {MAX_CONFIG_BYTES} bytes"
+        )
+    try:
+        conf = loads(stdin.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise CniError(
+            Code.DECODE_FAILURE,
+            f"network configuration on stdin is not valid JSON: {reason}",
+            "stdin must hold one JSON object; the runtime writes it from the conflist",
+        ) from e
+    if not isinstance(conf, dict):
+        raise CniError(
+            Code.DECODE_FAILURE,
+            f"network configuration on stdin must be a JSON object, got {shown(conf)}",
+        )
+    return conf
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def config_version(conf: Mapping[str, Any]) -> str:
+    """The configuration's cniVersion; 0.1.0 when missing or empty, error 1 when not spoken."""
+    version = Fields(conf).text("cniVersion") or SUPPORTED_VERSIONS[0]
+    if version not in SUPPORTED_VERSIONS:
+        raise CniError(
+            Code.INCOMPATIBLE_VERSION,
+            f"cniVersion: {shown(version)} is not supported",
+            f"podwire speaks {', '.join(SUPPORTED_VERSIONS)}",
+        )
+    return version
+
+
+def _network_name(conf: Mapping[str, Any]) -> str:
+    name = conf.get("name")
+    if name is None or name == "":
+        raise CniError(Code.INVALID_CONFIG, "name: the network configuration has none")
+    text = as_text(name, "name")
+    if not _NAME.fullmatch(text) or len(text) > _NAME_BYTES:
+        raise invalid(
+            "name",
+            name,
+            f"expected letters, digits, '_', '.' and '-', a letter or digit first, at most"
+            f" {_NAME_BYTES} of them",
+        )
+    return text
+
+
+def _attachment(environ: Mapping[str, str]) -> Attachment:
+    container_id, ifname = environ["CNI_CONTAINERID"], environ["CNI_IFNAME"]
+    if not _NAME.fullmatch(container_id):
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_CONTAINERID: invalid container ID {shown(container_id)}",
+            "letters, digits, '_', '.' and '-', a letter or digit first",
+        )
+    problem = ifname_problem(ifname)
+    if problem:
+        raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_IFNAME: {shown(ifname)} {problem}")
+    return Attachment(container_id, ifname)
+
+
+def ifname_problem(name: str) -> str:
+    """What is wrong with a link's name by the kernel's rules; "" when nothing is."""
+    if not name or len(name.encode("utf-8", "surrogateescape")) > _IFNAME_BYTES:
+        return f"must have 1 to {_IFNAME_BYTES} bytes"
+    if name in (".", ".."):
+        return "is a reserved name"
+    if any(char in "/:%" or char.isspace() or not char.isprintable() for char in name):
+        return "must not hold '/', ':', '%', white space or control characters"
+    return ""
+
+
+def parse_args(text: str) -> dict[str, str]:
+    """CNI_ARGS taken apart; an unknown key is error 4 unless IgnoreUnknown is set."""
+    args: dict[str, str] = {}
+    for pair in text.split(";"):
+        if not pair:
+            continue
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise CniError(
+                Code.INVALID_ENVIRONMENT,
+                f"CNI_ARGS: {shown(pair)} is not a KEY=VALUE pair",
+                "pairs are separated by ';'",
+            )
+        args[key] = value
+    if not _ignore_unknown(args.get("IgnoreUnknown", "0")):
+        unknown = [key for key in args if key not in _KNOWN_ARGS]
+        if unknown:
+            raise CniError(
+                Code.INVALID_ENVIRONMENT,
+                f"CNI_ARGS: unknown keys {', '.join(unknown)}",
+                "remove them, or add IgnoreUnknown=1",
+            )
+    return args
+
+
+def _ignore_unknown(value: str) -> bool:
+    if value.lower() in ("1", "true"):
+        return True
+    if value.lower() in ("0", "false"):
+        return False
+    raise CniError(
+        Code.INVALID_ENVIRONMENT, f"CNI_ARGS: IgnoreUnknown must be 1 or 0, got {shown(value)}"
+    )
+
+
+# --- replies ----------------------------------------------------------------------------------
+
+
+def encode_version(stdin: bytes) -> bytes:
+    """The reply to VERSION: the input's cniVersion is echoed, whatever it is."""
+    version = CURRENT_VERSION
+    if stdin.strip():
+        version = Fields(decode_config(stdin)).text("cniVersion") or SUPPORTED_VERSIONS[0]
+    return _json({"cniVersion": version, "supportedVersions": SUPPORTED_VERSIONS})
+
+
+def encode_error(error: CniError, version: str) -> bytes:
+    """The error document of the specification, section 5."""
+    document: dict[str, Any] = {"cniVersion": version, "code": error.code, "msg": error.msg}
+    if error.details:
+        document["details"] = error.details
+    return _json(document)
+
+
+def error_version(stdin: bytes) -> str:
+    """The version an error document carries: the configuration's, the newest if it has none."""
+    try:
+        return config_version(decode_config(stdin))
+    except CniError:
+        return CURRENT_VERSION
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return dumps(document, indent=2).encode() + b"\n"
+
+
+def encode_result(result: Result, version: str) -> bytes:
+    """A result in the form of `version`.
+
+    Raises CniError 1 when a version before 0.3.0 can't express it: those hold one address per
+    family, and at least one.
+    """
+    document: dict[str, Any] = {"cniVersion": version}
+    if not at_least(version, "0.3.0"):
+        document |= _legacy_addresses(result, version)
+    else:
+        if result.interfaces:
+            document["interfaces"] = [_interface(i, version) for i in result.interfaces]
+        if result.ips:
+            document["ips"] = [_ip(ip, version) for ip in result.ips]
+        if result.routes:
+            document["routes"] = [_route(route, version) for route in result.routes]
+    dns = _dns(result.dns)
+    if dns or not at_least(version, "1.0.0"):
+        document["dns"] = dns
+    return _json(document)
+
+
+def _legacy_addresses(result: Result, version: str) -> dict[str, Any]:
+    """`ip4` and `ip6` of 0.1.0 and 0.2.0: one address for each family, routes beside it."""
+    found: dict[str, Any] = {}
+    for ip in result.ips:
+        key = f"ip{ip.address.version}"
+        if key in found:
+            raise CniError(
+                Code.INCOMPATIBLE_VERSION,
+                f"cniVersion: {version} holds one address per family, the pod has more",
+                'set "cniVersion" to 0.3.0 or later',
+            )
+        entry: dict[str, Any] = {"ip": str(ip.address)}
+        if ip.gateway is not None:
+            entry["gateway"] = str(ip.gateway)
+        routes = [
+            {"dst": str(route.dst)} | ({"gw": str(route.gw)} if route.gw is not None else {})
+            for route in result.routes
+            if route.dst.version == ip.address.version
+        ]
+        if routes:
+            entry["routes"] = routes
+        found[key] = entry
+    if not found:
+        raise CniError(
+            Code.INCOMPATIBLE_VERSION,
+            f"cniVersion: {version} needs an address in the result, the pod has none",
+            'set "cniVersion" to 0.3.0 or later, or configure ipam',
+        )
+    return found
+
+
+def _interface(interface: Interface, version: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": interface.name}
+    if interface.mac:
+        entry["mac"] = interface.mac
+    if at_least(version, "1.1.0"):
+        if interface.mtu:
+            entry["mtu"] = interface.mtu
+        if interface.socket_path:
+            entry["socketPath"] = interface.socket_path
+        if interface.pci_id:
+            entry["pciID"] = interface.pci_id
+    if interface.sandbox:
+        entry["sandbox"] = interface.sandbox
+    return entry
+
+
+def _ip(ip: IPConfig, version: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {}
+    if not at_least(version, "1.0.0"):
+        entry["version"] = str(ip.address.version)
+    if ip.interface is not None:
+        entry["interface"] = ip.interface
+    entry["address"] = str(ip.address)
+    if ip.gateway is not None:
+        entry["gateway"] = str(ip.gateway)
+    return entry
+
+
+def _route(route: Route, version: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {"dst": str(route.dst)}
+    if route.gw is not None:
+        entry["gw"] = str(route.gw)
+    if at_least(version, "1.1.0"):
+        if route.mtu:
+            entry["mtu"] = route.mtu
+        if route.advmss:
+            entry["advmss"] = route.advmss
+        numbers = {"priority": route.priority, "table": route.table, "scope": route.scope}
+        entry |= {key: value for key, value in numbers.items() if value is not None}
+    return entry
+
+
+def _dns(dns: DNS) -> dict[str, Any]:
+    entry: dict[str, Any] = {}
+    if dns.nameservers:
+        entry["nameservers"] = list(dns.nameservers)
+    if dns.domain:
+        entry["domain"] = dns.domain
+    if dns.search:
+        entry["search"] = list(dns.search)
+    if dns.options:
+        entry["options"] = list(dns.options)
+    return entry
+
+
+# --- results of others ------------------------------------------------------------------------
+
+
+def decode_result(fields: Fields, version: str) -> Result:
+    """A result (prevResult, or a delegate's reply) of any version; error 7 names a bad field."""
+    if not at_least(version, "0.3.0"):
+        return _decode_legacy(fields)
+    interfaces = tuple(_decode_interface(entry) for entry in fields.children("interfaces"))
+    return Result(
+        interfaces=interfaces,
+        ips=tuple(_decode_ip(entry, len(interfaces)) for entry in fields.children("ips")),
+        routes=decode_routes(fields, "routes"),
+        dns=decode_dns(fields.child("dns")),
+    )
+
+
+def _decode_interface(entry: Fields) -> Interface:
+    return Interface(
+        name=entry.text("name"),
+        mac=entry.text("mac").lower(),
+        sandbox=entry.text("sandbox"),
+        mtu=entry.integer("mtu", 0, 2**31 - 1) or 0,
+        socket_path=entry.text("socketPath"),
+        pci_id=entry.text("pciID"),
+    )
+
+
+def _decode_ip(entry: Fields, interfaces: int) -> IPConfig:
+    index = entry.integer("interface", -1, 2**31 - 1)
+    if index is not None and index >= interfaces and interfaces:
+        raise invalid(
+            entry.at("interface"), index, f"expected an index into {interfaces} interfaces"
+        )
+    return IPConfig(
+        address=as_interface(entry.obj.get("address"), entry.at("address")),
+        gateway=entry.address("gateway"),
+        interface=index,
+    )
+
+
+def _decode_legacy(fields: Fields) -> Result:
+    ips: list[IPConfig] = []
+    routes: list[Route] = []
+    for key in ("ip4", "ip6"):
+        if not fields.has(key):
+            continue
+        entry = fields.child(key)
+        ips.append(
+            IPConfig(as_interface(entry.obj.get("ip"), entry.at("ip")), entry.address("gateway"))
+        )
+        routes += decode_routes(entry, "routes")
+    return Result(ips=tuple(ips), routes=tuple(routes), dns=decode_dns(fields.child("dns")))
+
+
+def decode_routes(fields: Fields, key: str) -> tuple[Route, ...]:
+    """The list of routes at `key`, as ipam.routes and results hold it."""
+    return tuple(_decode_route(entry) for entry in fields.children(key))
+
+
+def _decode_route(entry: Fields) -> Route:
+    dst: IPNetwork | None = entry.network("dst")
+    if dst is None:
+        raise invalid(entry.at("dst"), None, "expected a CIDR such as 0.0.0.0/0")
+    gw = entry.address("gw")
+    if gw is not None and gw.version != dst.version:
+        raise invalid(entry.at("gw"), str(gw), f"expected an IPv{dst.version} address, as dst is")
+    return Route(
+        dst=dst,
+        gw=gw,
+        mtu=entry.integer("mtu", 0, 2**31 - 1) or 0,
+        advmss=entry.integer("advmss", 0, 2**31 - 1) or 0,
+        priority=entry.integer("priority", 0, 2**32 - 1),
+        table=entry.integer("table", 0, 2**32 - 1),
+        scope=entry.integer("scope", 0, 255),
+    )
+
+
+def decode_dns(fields: Fields) -> DNS:
+    return DNS(
+        nameservers=fields.texts("nameservers"),
+        domain=fields.text("domain"),
+        search=fields.texts("search"),
+        options=fields.texts("options"),
+    )

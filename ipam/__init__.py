@@ -1,0 +1,1 @@
+"""Address management: a host-local allocator and the routes between nodes."""

@@ -1,0 +1,241 @@
+"""The store of reservations: host-local's directory under its lock, with an index beside it.
+
+    <dataDir>/<network>/             0755, the reference's format, byte for byte
+        10.244.0.5                   0600, "<container ID>\\r\\n<ifname>"
+        last_reserved_ip.<n>         the address of range set n that was handed out last
+        lock                         flock(2): podwire and the Go host-local exclude each other
+    <dataDir>/.podwire-<network>/    0700, the index (index.py)
+
+Rules:
+- A reservation appears by link(2), so it is whole or absent, and SIGKILL leaves nothing visible.
+- Names are resolved from open directories, and a symbolic link in place of a file is not followed.
+- Nothing is synced to the disk: after a power cut there are no sandboxes.
+- Everything that fails is a CniError that names the path.
+
+This module opens and locks; directory.py reads and changes what is inside.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from errno import EACCES, EDQUOT, ELOOP, ENOSPC, ENOTDIR, EOPNOTSUPP, EPERM, EROFS
+from time import monotonic, sleep
+from typing import Protocol
+
+from cni_plugin.spec import Attachment, CniError, Code, IPAddress
+from ipam.directory import LOCK, Directory
+from ipam.index import Index, read
+
+INDEX = ".podwire-"
+PATIENCE = 10.0  # seconds that a call waits for the lock
+_ATTEMPTS = 100  # to find a directory that others remove and make again
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_OWNER = "run podwire as root, or give it a dataDir that belongs to its user"
+_REMEDIES = {
+    EACCES: _OWNER,
+    EPERM: _OWNER,
+    EROFS: "the file system is mounted read-only: remount it, or set ipam.dataDir to another",
+    ENOSPC: "free some space or inodes on this file system, or set ipam.dataDir to another",
+    EDQUOT: "the disk quota is used up: raise it, or set ipam.dataDir to another file system",
+    ENOTDIR: "a part of the path is a file: remove it, or set ipam.dataDir to another directory",
+    ELOOP: "a symbolic link stands where podwire keeps a file: remove it",
+    EOPNOTSUPP: "put ipam.dataDir on a local file system that has hard links (ext4, xfs, btrfs,"
+    " tmpfs), and mount nothing below it",
+}
+
+
+class Store(Protocol):
+    """Reservations of one network, under a lock that its owner holds."""
+
+    def held(self, attachment: Attachment) -> list[IPAddress]:
+        """The addresses of the attachment; if none, those that name only its container."""
+
+    def holder(self, address: IPAddress) -> Attachment | None:
+        """Who holds the address; None when it is free, or taken by something unreadable."""
+
+    def taken(self, address: IPAddress) -> bool:
+        """Whether the address can't be reserved."""
+
+    def names(self) -> Collection[str]:
+        """The texts of all addresses that can't be reserved."""
+
+    def cursor(self, range_set: int) -> IPAddress | None:
+        """The address of the range set that was reserved last."""
+
+    def reserve(self, address: IPAddress, attachment: Attachment, range_set: int | None) -> bool:
+        """Reserves the address and moves the cursor of the range set; False when it is taken."""
+
+    def release(self, address: IPAddress, attachment: Attachment) -> bool:
+        """Frees the address; False when the attachment does not hold it."""
+
+    def reclaim(self) -> None:
+        """Frees what nobody can hold: reservations that died before they were written."""
+
+
+def read_boot_id() -> str:
+    """The kernel's ID of this boot; "" where there is none."""
+    try:
+        fd = os.open(_BOOT_ID, os.O_RDONLY)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, 64).decode("ascii", "replace").strip()
+    finally:
+        os.close(fd)
+
+
+def location(data_dir: str, network: str) -> str:
+    """The directory of a network's reservations."""
+    return f"{data_dir.rstrip('/')}/{network}"
+
+
+def failure(e: OSError, path: str) -> CniError:
+    """The error for a failed system call in the directory `path`."""
+    code = Code.PERMISSION_DENIED if e.errno in (EACCES, EPERM) else Code.IO_FAILURE
+    where = path
+    if isinstance(e.filename, str) and e.filename != path:
+        where = os.path.normpath(os.path.join(path, e.filename))
+    return CniError(code, f"{where}: {e.strerror or e}", _REMEDIES.get(e.errno or 0, ""))
+
+
+@contextmanager
+def opened(
+    data_dir: str, network: str, boot: str | None = None, patience: float = PATIENCE
+) -> Iterator[Directory]:
+    """The store of a network, locked; it is made when it is missing.
+
+    `boot` is the ID of this boot, the kernel's when None. Raises CniError 5 and 110 when the
+    directory can't be used, 11 when another process holds the lock for longer than `patience`
+    seconds. An OSError of the body is treated alike.
+    """
+    with _opened(location(data_dir, network), network, True, boot, patience) as store:
+        assert store is not None  # noqa: S101 - it was made
+        yield store
+
+
+@contextmanager
+def existing(
+    data_dir: str, network: str, boot: str | None = None, patience: float = PATIENCE
+) -> Iterator[Directory | None]:
+    """As `opened`, but None, with nothing made on the disk, when the directory is missing."""
+    with _opened(location(data_dir, network), network, False, boot, patience) as store:
+        yield store
+
+
+@contextmanager
+def _opened(
+    path: str, network: str, create: bool, boot: str | None, patience: float
+) -> Iterator[Directory | None]:
+    try:
+        with ExitStack() as stack:  # closing the lock's descriptor gives the lock back
+            fd = _locked(stack, path, create, monotonic() + patience)
+            if fd is None:
+                yield None
+                return
+            index = _open_index(fd, network)
+            stack.callback(os.close, index)
+            store = Directory(fd, Index(index), read_boot_id() if boot is None else boot)
+            store.catch_up()
+            try:
+                yield store
+            except CniError:  # a refusal, not a failure: everything was done or undone
+                store.stamp()
+                raise
+            store.stamp()
+    except OSError as e:
+        raise failure(e, path) from e
+
+
+def _locked(stack: ExitStack, path: str, create: bool, deadline: float) -> int | None:
+    """The directory, with its lock held; `stack` closes both."""
+    for _ in range(_ATTEMPTS):
+        with ExitStack() as attempt:
+            try:
+                fd = os.open(path, _DIRECTORY)
+                attempt.callback(os.close, fd)
+                lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=fd)
+                attempt.callback(os.close, lock)
+            except FileNotFoundError:  # never made, or removed just now
+                if not create:
+                    return None
+                _make(path)
+                continue
+            _wait(lock, f"{path}/{LOCK}", deadline)
+            if _current(path, fd, lock):
+                stack.push(attempt.pop_all())
+                return fd
+    raise CniError(
+        Code.IO_FAILURE,
+        f"{path}: the directory can't be made, or is removed as soon as it is",
+        "see whether it is a dangling symbolic link, and who removes it",
+    )
+
+
+def _make(path: str) -> None:
+    """Makes the directory and its parents, 0755 as the reference does."""
+    with suppress(FileExistsError):
+        try:
+            os.mkdir(path, 0o755)
+        except FileNotFoundError:
+            _make(os.path.dirname(path))
+            os.mkdir(path, 0o755)
+
+
+def _wait(lock: int, name: str, deadline: float) -> None:
+    """Takes the lock; a blocked flock(2) could not be given up, so this one asks again."""
+    pause = 0.0002
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if monotonic() >= deadline:
+                raise CniError(
+                    Code.TRY_AGAIN_LATER,
+                    f"{name}: another process holds this lock",
+                    "it is held for milliseconds only: see who has it (fuser), and why it hangs",
+                ) from None
+            sleep(pause)
+            pause = min(pause * 1.5, 0.01)
+        else:
+            return
+
+
+def _current(path: str, fd: int, lock: int) -> bool:
+    """Whether directory and lock are still the ones that others find under these names."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd)) and os.path.samestat(
+            os.stat(LOCK, dir_fd=fd, follow_symlinks=False), os.fstat(lock)
+        )
+    except FileNotFoundError:
+        return False
+
+
+def _open_index(directory: int, network: str) -> int:
+    """The index lies beside the directory itself, even if dataDir/<network> is a symbolic link."""
+    name = f"../{INDEX}{network}"
+    try:
+        return os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+    except FileNotFoundError:
+        os.mkdir(name, 0o700, dir_fd=directory)
+        return os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+
+
+def reclaimable(directory: int, network: str, boot: str | None = None) -> Iterator[str]:
+    """The names that opening the store would free, told without the lock and without a change."""
+    for name in os.listdir(directory):
+        if read(directory, name) == b"":
+            yield name
+    try:
+        fd = os.open(f"../{INDEX}{network}", _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+    except FileNotFoundError:
+        return
+    try:
+        index, now = Index(fd), read_boot_id() if boot is None else boot
+        if index.boot() not in ("", now) and now:
+            yield from index.listing()[0]
+    finally:
+        os.close(fd)

@@ -1,0 +1,86 @@
+"""Fixtures of the real clients; each test has a machine of its own (tests/support/machine.py)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support import require
+from tests.support.cnibin import PluginFolder
+from tests.support.machine import Machine
+from tests.support.plugin import Config
+
+
+@pytest.fixture
+def machine(_nothing_left: None) -> Iterator[Machine]:
+    """Namespaces with /etc/cni, /opt/cni/bin, /var/lib/cni and /run of the test's own."""
+    made = Machine()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def plugins(
+    machine: Machine, podwire_executable: str, podwire_ipam_executable: str
+) -> PluginFolder:
+    """A folder with podwire and podwire-ipam, each execution noted; `.add` puts more into it."""
+    return PluginFolder(
+        machine, {"podwire": podwire_executable, "podwire-ipam": podwire_ipam_executable}
+    )
+
+
+@pytest.fixture
+def go_plugins(plugins: PluginFolder) -> Callable[..., PluginFolder]:
+    """go_plugins("portmap") adds Go reference plugins to the folder, under their own names."""
+
+    def add(*names: str) -> PluginFolder:
+        folder = require.go_plugins(*names)
+        for name in names:
+            plugins.add(name, f"{folder}/{name}")
+        return plugins
+
+    return add
+
+
+@pytest.fixture
+def network(machine: Machine) -> Callable[..., Config]:
+    """network(version, chained...) is a conflist of podwire and what follows it in the chain.
+
+    Keywords go to podwire's own section; `ipam` is merged into its ipam section.
+    """
+
+    def make(version: str = "1.0.0", *chained: Config, **keys: object) -> Config:
+        ipam = {
+            "type": "host-local",
+            "dataDir": machine.path("networks"),
+            "ranges": [[{"subnet": "10.244.0.0/24"}]],
+        }
+        given = keys.pop("ipam", {})
+        assert isinstance(given, dict)
+        main = {"type": "podwire", "bridge": "cni0", "isDefaultGateway": True}
+        main |= {**keys, "ipam": {k: v for k, v in (ipam | given).items() if v is not None}}
+        main = {k: v for k, v in main.items() if v is not None}
+        return {"cniVersion": version, "name": "podnet", "plugins": [main, *chained]}
+
+    return make
+
+
+@pytest.fixture
+def reservations(machine: Machine) -> Callable[..., dict[str, str]]:
+    """reservations() is what the address directory holds: address to the file's content."""
+
+    def read(network: str = "podnet") -> dict[str, str]:
+        folder = machine.path("networks", network)
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        return {
+            name: machine.read("networks", network, name)
+            for name in names
+            if "." in name[1:] or ":" in name
+            if not name.startswith("last_reserved_ip.")
+        }
+
+    return read

@@ -1,0 +1,111 @@
+"""A private containerd on a `Machine`, with CRI and with `ctr`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+from tests.support import images, netns, require
+from tests.support.cnibin import PluginFolder
+from tests.support.cri import Client
+from tests.support.machine import Machine
+
+# What a test does not need stays off; the rest is containerd's default.
+_CONFIG = """
+version = 2
+root = "{folder}/data/root"
+state = "{folder}/data/state"
+disabled_plugins = [
+  "io.containerd.internal.v1.opt", "io.containerd.tracing.processor.v1.otlp",
+  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
+]
+[grpc]
+  address = "{folder}/c.sock"
+[ttrpc]
+  address = "{folder}/t.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  stream_server_address = "127.0.0.1"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        Root = "{folder}/data/runc"
+        BinaryName = "{runc}"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{bin}"
+    conf_dir = "{conf}"
+    max_conf_num = 1
+"""
+
+
+class Containerd:
+    """Started by the constructor, with both test images for CRI; it ends with its machine.
+
+    `plugins` is the bin_dir, `conf_folder` the conf_dir: a conflist is written there by
+    `configure`, under a temporary name in the same folder, then renamed.
+    """
+
+    def __init__(self, machine: Machine, plugins: PluginFolder, programs: str = "") -> None:
+        """`programs` is a folder with containerd, its shim and ctr, "" for the installed ones."""
+        self.machine = machine
+        self.plugins = plugins
+        self.conf_folder = machine.path("cni", "net.d")
+        self._folder = programs or os.path.dirname(require.program("containerd"))
+        os.makedirs(self.conf_folder)
+        config = machine.write("containerd.toml", self._config())
+        path = os.pathsep.join((self._folder, os.environ.get("PATH", os.defpath), "/usr/sbin"))
+        self._env = {**os.environ, "PATH": path}
+        machine.start(
+            *(os.path.join(self._folder, "containerd"), "--config", config),
+            log="containerd.log",
+            env=self._env,
+        )
+        self.cri = Client(machine.path("c.sock"), machine.cgroup, machine.path("data"))
+        self._wait()
+        images.write_archive(machine.path("images.tar"))
+        self.import_images("k8s.io")
+
+    def _config(self) -> str:
+        return _CONFIG.format(
+            folder=self.machine.folder,
+            pause=images.PAUSE,
+            runc=require.program("runc"),
+            bin=self.plugins.path,
+            conf=self.conf_folder,
+        )
+
+    def _wait(self) -> None:
+        try:
+            self.cri.wait()
+        except Exception as e:
+            log = self.machine.read("containerd.log")
+            raise AssertionError(f"containerd does not answer:\n{log[-4000:]}") from e
+
+    def configure(self, conflist: dict, name: str = "10-podwire.conflist") -> None:
+        """Put a conflist in place and wait until the runtime calls the network ready."""
+        self.machine.write(os.path.join("cni", "net.d", name), json.dumps(conflist))
+        netns.wait_until(
+            lambda: self.cri.condition("NetworkReady")[0],
+            what="NetworkReady",
+        )
+
+    def import_images(self, namespace: str = "default") -> None:
+        """Make both test images known in a namespace of containerd; CRI's is k8s.io."""
+        archive = self.machine.path("images.tar")
+        self.ctr("--namespace", namespace, "images", "import", archive)
+
+    def ctr(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess:
+        """The command-line client, on this containerd."""
+        program = os.path.join(self._folder, "ctr")
+        address = self.machine.path("c.sock")
+        return self.machine.run(program, "--address", address, *argv, check=check, env=self._env)
+
+    def close(self) -> None:
+        """Hang up; the daemon and all its children end with the machine."""
+        self.cri.close()

@@ -1,0 +1,285 @@
+"""Network namespaces for tests: made, entered, inspected, and removed with all that is in them.
+
+- A namespace is a bind mount under BASE/<pid of the test run>/, never under /run/netns: the
+  machine's own list stays as it is, and runs beside each other do not meet.
+- It is entered with `nsenter --net` or setns(2), not with `ip netns exec`, which remounts /sys.
+- Removal ends every process that lives in the namespace, by its pid.
+- What a run that was killed left behind is swept by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+BASE = "/run/podwire-tests"
+
+_CLONE_NEWNET = 0x40000000
+_MNT_DETACH = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+_counter = itertools.count(1)
+
+
+class Namespace:
+    """One network namespace. `path` is its file, as CNI_NETNS wants it; `name` is for people."""
+
+    def __init__(self, name: str, folder: str) -> None:
+        self.name = name
+        self.path = os.path.join(folder, f"pwt-{os.getpid()}-{next(_counter)}-{name}")
+        self._started: list[subprocess.Popen[str]] = []
+        with open(self.path, "x"):
+            pass
+        try:
+            run(["unshare", f"--net={self.path}", "ip", "link", "set", "lo", "up"])
+        except BaseException:
+            self.delete()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<netns {self.name} {self.path}>"
+
+    # --- running things inside -----------------------------------------------------------------
+
+    def prefix(self) -> list[str]:
+        """The words before a command that make it run in this namespace."""
+        return ["nsenter", f"--net={self.path}", "--"]
+
+    def run(self, *argv: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess:
+        """Run a command in the namespace; see `run` of this module."""
+        return run([*self.prefix(), *argv], check=check, **options)
+
+    def popen(self, *argv: str, **options: Any) -> subprocess.Popen:
+        """Start a command in the namespace; it is killed when the namespace goes."""
+        options = {"stdin": subprocess.DEVNULL, "text": True, **options}
+        process = subprocess.Popen([*self.prefix(), *argv], **options)
+        self._started.append(process)
+        return process
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """The calling thread is in this namespace for the length of the block."""
+        with open("/proc/thread-self/ns/net") as before:
+            with open(self.path) as target:
+                _setns(target.fileno())
+            try:
+                yield
+            finally:
+                _setns(before.fileno())
+
+    def socket(self, family: int, kind: int, proto: int = 0) -> socket.socket:
+        """A socket of this namespace; the caller, who stays outside, closes it."""
+        with self.entered():
+            return socket.socket(family, kind, proto)
+
+    # --- looking -------------------------------------------------------------------------------
+
+    def ip(self, *argv: str) -> list[dict[str, Any]]:
+        """`ip -j -d <argv>` in the namespace, decoded; for commands that print."""
+        output = self.run("ip", "-j", "-d", *argv).stdout
+        return [item for item in json.loads(output or "[]") if item]
+
+    def links(self) -> dict[str, dict[str, Any]]:
+        """Every link by name, as `ip -d link` describes it."""
+        return {link["ifname"]: link for link in self.ip("link", "show")}
+
+    def addresses(self, ifname: str) -> list[str]:
+        """The addresses of one link with their prefix lengths, link-local IPv6 left out."""
+        return [
+            f"{item['local']}/{item['prefixlen']}"
+            for link in self.ip("addr", "show", "dev", ifname)
+            for item in link.get("addr_info", [])
+            if item.get("local") and item.get("scope") != "link"
+        ]
+
+    def routes(self, family: int = 4, table: str = "main") -> list[dict[str, Any]]:
+        return self.ip(f"-{family}", "route", "show", "table", table)
+
+    def sysctl(self, key: str) -> str:
+        """The value of a network sysctl such as "net/ipv4/ip_forward", "" when there is none."""
+        done = self.run("cat", f"/proc/sys/{key}", check=False)
+        return done.stdout.strip()
+
+    def state(self) -> dict[str, list[str]]:
+        """Links, addresses, routes and rules in comparable form: for "as it was before"."""
+        routes = [("-4", "main"), ("-6", "main")]
+        state = {
+            "links": sorted(self.links()),
+            "addresses": sorted(
+                f"{link['ifname']} {item['local']}/{item['prefixlen']}"
+                for link in self.ip("addr", "show")
+                for item in link.get("addr_info", [])
+                if item.get("local") and item.get("scope") != "link"
+            ),
+        }
+        for family, table in routes:
+            shown = self.run("ip", family, "route", "show", "table", table, check=False).stdout
+            state[f"routes {family}"] = sorted(
+                line.strip() for line in shown.splitlines() if not line.startswith("fe80::")
+            )
+            rules = self.run("ip", family, "rule", "show", check=False).stdout
+            state[f"rules {family}"] = sorted(line.strip() for line in rules.splitlines())
+        return state
+
+    def processes(self) -> list[int]:
+        """The pids of all processes that have a thread in the namespace (main threads only)."""
+        try:
+            mine = os.stat(self.path).st_ino
+        except OSError:
+            return []
+        return [pid for pid in _pids() if _net_inode(pid) == mine]
+
+    # --- the end -------------------------------------------------------------------------------
+
+    def delete(self) -> None:
+        """End what runs inside, then remove the namespace; calling it again does nothing."""
+        for process in self._started:
+            end(process)
+        self._started.clear()
+        if not os.path.exists(self.path):
+            return
+        if _is_nsfs(self.path):
+            for pid in self.processes():
+                _kill(pid)
+        _unmount(self.path)
+        os.unlink(self.path)
+
+
+class Namespaces:
+    """Makes namespaces and removes them all, whatever the test did."""
+
+    def __init__(self) -> None:
+        self.folder = os.path.join(BASE, str(os.getpid()))
+        os.makedirs(self.folder, exist_ok=True)
+        self._made: list[Namespace] = []
+
+    def make(self, name: str) -> Namespace:
+        namespace = Namespace(name, self.folder)
+        self._made.append(namespace)
+        return namespace
+
+    def close(self) -> None:
+        """Remove everything that `make` made; raises the first error after having tried all."""
+        errors: list[OSError] = []
+        while self._made:
+            try:
+                self._made.pop().delete()
+            except OSError as e:
+                errors.append(e)
+        with contextlib.suppress(OSError):
+            os.rmdir(self.folder)
+            os.rmdir(BASE)
+        if errors:
+            raise errors[0]
+
+
+def sweep() -> None:
+    """Remove what earlier runs left that were killed before they could clean up."""
+    if not os.path.isdir(BASE):
+        return
+    for run_id in os.listdir(BASE):
+        if run_id.isdigit() and os.path.exists(f"/proc/{run_id}"):
+            continue
+        folder = os.path.join(BASE, run_id)
+        for name in os.listdir(folder):
+            _unmount(os.path.join(folder, name))
+            os.unlink(os.path.join(folder, name))
+        os.rmdir(folder)
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    check: bool = True,
+    timeout: float = 60,
+    env: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    cwd: str | None = None,
+) -> subprocess.CompletedProcess:
+    """Run a command and capture its text; with `check`, a failure shows what it printed."""
+    given: dict[str, Any] = {"stdin": subprocess.DEVNULL}
+    if stdin is not None:
+        given = {"input": stdin}
+    done = subprocess.run(
+        argv,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=env,
+        cwd=cwd,
+        **given,
+    )
+    if check and done.returncode != 0:
+        raise AssertionError(
+            f"{' '.join(argv)}\nexit {done.returncode}\n{done.stdout}{done.stderr}"
+        )
+    return done
+
+
+def end(process: subprocess.Popen, timeout: float = 5) -> None:
+    """End one process: ask, then kill, then reap."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+
+
+def wait_until(condition: Any, timeout: float = 10, what: str = "", pause: float = 0.05) -> Any:
+    """Call `condition` until it returns something true, and return that."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {what or condition}")
+        time.sleep(pause)
+
+
+def _setns(fd: int) -> None:
+    if _libc.setns(fd, _CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"setns: {os.strerror(code)}")
+
+
+def _unmount(path: str) -> None:
+    _libc.umount2(os.fsencode(path), _MNT_DETACH)  # fails on a plain file: nothing to undo
+
+
+def _is_nsfs(path: str) -> bool:
+    return os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _net_inode(pid: int) -> int:
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    except OSError:
+        return 0
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    for _ in range(200):
+        if not os.path.exists(f"/proc/{pid}/ns/net") or not _net_inode(pid):
+            return
+        time.sleep(0.01)
