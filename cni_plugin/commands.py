@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from cni_plugin import cluster, datapath, leases, netconf, skel
+from cni_plugin import cluster, datapath, leases, netconf, results
 from cni_plugin.drift import drift
 from cni_plugin.fields import Fields, as_object, invalid
 from cni_plugin.kernel import attach, bridge, detach, observe, privileges
@@ -62,7 +62,7 @@ def run_ipam(request: Request, node: Node) -> bytes:
         with _all_or_nothing() as undo:
             result = own.add()
             undo.callback(own.delete)
-            return skel.encode_result(result, request.version)
+            return results.encode_result(result, request.version)
     if request.command == "DEL":
         own.delete()
     elif request.command == "CHECK":
@@ -122,7 +122,7 @@ def _add(request: Request, node: Node) -> bytes:
             _refuse_no_address(conf, leased)
             plan = datapath.plan(conf, request.attachment, leased)
             applied = attach.attach(node.route_socket, plan, sandbox, undo)
-            reply = skel.encode_result(
+            reply = results.encode_result(
                 datapath.result(conf, plan, request.netns, applied), request.version
             )
             if nodes:
@@ -193,7 +193,7 @@ def _previous(request: Request) -> Result | None:
     value = request.conf.get("prevResult")
     if value is None:
         return None
-    return skel.decode_result(as_object(value, "prevResult"), request.version)
+    return results.decode_result(as_object(value, "prevResult"), request.version)
 
 
 # --- CHECK ------------------------------------------------------------------------------------

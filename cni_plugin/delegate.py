@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cni_plugin.fields import Fields, shown
-from cni_plugin.skel import decode_result
+from cni_plugin.results import decode_result
 from cni_plugin.spec import CniError, Code, Request, Result
 
 _TIMEOUT_S = 120.0  # a DHCP lease may take its time; a runtime gives up later than this

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from cni_plugin.fields import Fields, as_object, invalid, shown
-from cni_plugin.skel import decode_dns, decode_result, ifname_problem
+from cni_plugin.results import decode_dns, decode_result
+from cni_plugin.skel import ifname_problem
 from cni_plugin.spec import DNS, CniError, Code, Request, Result
 
 DEFAULT_BRIDGE = "cni0"

@@ -16,7 +16,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import NamedTuple
 
 from cni_plugin.fields import Fields, as_interface, as_object, as_text, invalid
-from cni_plugin.skel import at_least, decode_routes
+from cni_plugin.results import decode_routes
+from cni_plugin.skel import at_least
 from cni_plugin.spec import CniError, Code, IPAddress, IPNetwork, Request, Route
 from ipam import ranges
 from ipam.ranges import Range, RangeSet

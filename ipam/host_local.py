@@ -257,9 +257,3 @@ def _open(path: str) -> int | None:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
         return None
-
-
-def holds(place: Place, attachment: Attachment, boot: str | None = None) -> bool:
-    """Whether the attachment holds an address in this directory."""
-    with stores.existing(place.data_dir, place.network, boot) as store:
-        return store is not None and bool(store.held(attachment))
