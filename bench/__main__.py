@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ _FAMILIES = {"pod": (4,), "dual": (4, 6)}
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and clean up
     if options.profile:
         from bench import profiling
 
@@ -94,6 +96,7 @@ def _measure(options: argparse.Namespace) -> Results:
         commands=_commands(wanted, sides, peer_ipam),
         series=tuple(series),
         notes=tuple(notes),
+        aliases={os.path.dirname(sides[0].executable): ".venv/bin"},
     )
 
 

@@ -94,7 +94,7 @@ def describe(contender: Contender) -> str:
 
 
 def _package(path: str) -> str:
-    """"containernetworking-plugins 1.1.1+ds1-3" for a file of a Debian package, else ""."""
+    """ "containernetworking-plugins 1.1.1+ds1-3" for a file of a Debian package, else ""."""
     if not shutil.which("dpkg-query"):
         return ""
     owner = _said("dpkg-query", "--search", os.path.realpath(path)).partition(": ")[0]

@@ -1,4 +1,4 @@
-"""What an address costs when many are taken: podwire's IPAM in process, the Go host-local beside it.
+"""What an address costs when many are taken: podwire's IPAM in process, beside the Go host-local.
 
 Both have directories of their own on the same file system, filled alike: the first addresses of a
 /16, in order, and the cursor at the last of them. podwire's are measured by the call, without a
@@ -120,9 +120,9 @@ def ipam(peer: Contender | None, folder: str, pairs: int = PAIRS) -> list[Series
     for turn in range(-_WARM_UPS, pairs):
         for mine in rotated(ours, turn):
             mine.pair(turn + _WARM_UPS, turn >= 0)
-        if peer is not None and turn % every == 0:
-            starts.append(execute(peer.version())[0])
+        if peer is not None and (turn == -1 or (turn >= 0 and turn % every == 0)):
             for other in rotated(theirs, turn // every):
+                starts.append(execute(peer.version())[0])
                 other.pair(turn + _WARM_UPS, turn >= 0)
     found = [series for fill in (*ours, *theirs) for series in fill.series()]
     if peer is not None:

@@ -27,15 +27,12 @@ class Call(NamedTuple):
     environ: Mapping[str, str]
     config: Mapping[str, Any]
 
-    def shell(self, namespace: str = "", replacements: Mapping[str, str] | None = None) -> str:
-        """The call as text for a shell; `replacements` turns paths into names."""
+    def shell(self, namespace: str = "") -> str:
+        """The call as text for a shell, in the network namespace of that name if one is given."""
         enter = f"ip netns exec {namespace} " if namespace else ""
         words = [f"{name}={value}" for name, value in self.environ.items()]
         text = f"{enter}env -i {' '.join(shlex.quote(word) for word in words)} \\\n"
-        text += f"  {shlex.quote(self.executable)} <<'EOF'\n{json.dumps(self.config)}\nEOF"
-        for old, new in (replacements or {}).items():
-            text = text.replace(old, new)
-        return text
+        return f"{text}  {shlex.quote(self.executable)} <<'EOF'\n{json.dumps(self.config)}\nEOF"
 
 
 class Sample(NamedTuple):

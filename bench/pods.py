@@ -6,6 +6,7 @@ node throughout, so that the bridge exists and has a port, as on a node that is 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from typing import Any
 
 from bench import contenders
 from bench.contenders import Contender
-from bench.measure import Sample, execute, rotated
+from bench.measure import CallFailedError, Sample, execute, rotated
 from bench.namespaces import Namespace
 from bench.results import Series
 
@@ -25,10 +26,16 @@ class _Node:
     """A contender's node: its namespace, its address directory, sandboxes for its pods."""
 
     def __init__(
-        self, contender: Contender, folder: str, families: Sequence[int], pods: int, stack: ExitStack
+        self,
+        contender: Contender,
+        folder: str,
+        families: Sequence[int],
+        pods: int,
+        stack: ExitStack,
     ) -> None:
         self.contender = contender
         self.config = contenders.bridge_config(f"{folder}/{contender.type}", families)
+        self._addresses = len(families)
         self._namespace = self._made(stack, node=True)
         self._sandboxes = [self._made(stack) for _ in range(pods)]
         self.samples: dict[str, list[Sample]] = {"ADD": [], "DEL": []}
@@ -42,7 +49,10 @@ class _Node:
     def run(self, command: str, pod: int) -> Sample:
         """ADD or DEL of one pod."""
         call = self.contender.call(command, self.config, f"pod-{pod}", self._sandboxes[pod].path)
-        return execute(call, self._namespace)[0]
+        sample, said = execute(call, self._namespace)
+        if command == "ADD" and len(json.loads(said)["ips"]) != self._addresses:
+            raise CallFailedError(f"not {self._addresses} addresses: {said.decode()}")
+        return sample
 
 
 def versions(sides: Sequence[Contender], runs: int) -> list[Series]:

@@ -16,6 +16,10 @@ PROCESSES = {
     "pod": "A pod with an IPv4 address",
     "dual": "A pod with an IPv4 and an IPv6 address",
 }
+GOALS = {
+    "pod": "Goal without an agent: an ADD of at most 6 times the Go plugins'.",
+    "ipam": "Goal: 60,000 reservations cost podwire at most 1.2 times what 10 do.",
+}
 _PAGE = """\
 # Performance
 
@@ -23,7 +27,7 @@ Made by `python -m bench --markdown docs/performance.md`; do not edit. `make ben
 
 podwire and the Go plugins took turns in one run, after warm-ups. Each side has a node (a network
 namespace) with one pod on it already; each pod that was measured got a namespace of its own. Times
-are of whole processes, from before fork to after exit. **Ratios are what counts**: the absolute times
+are of whole processes, from before fork to after exit. **Ratios are what counts**: absolute times
 belong to this machine in this hour, and it may have done other work as well.
 
 - *ratio*: the median divided by the median of the Go plugins.
@@ -71,7 +75,7 @@ def _process(series: Series, results: Results) -> tuple[str, ...]:
         against = (f"{found.of_medians:.2f}", f"{found.of_pairs:.2f}")
     return (
         f"{series.what}, {series.contender}",
-        str(wall.count),
+        str(wall.runs),
         milliseconds(wall.least),
         milliseconds(wall.median),
         milliseconds(wall.p95),
@@ -109,14 +113,13 @@ def _row(
     """The medians, each `less` ns shorter, and the last divided by the first."""
     found = [results.find("ipam", what, contender, size) for size in sizes]
     times = [None if series is None else median(series.wall) - less for series in found]
-    yield from ("" if time is None else milliseconds(time) for time in times)
-    first, last = found[0], found[-1]
-    if first is None or last is None:
+    for time in times:
+        yield "" if time is None else milliseconds(time) if time > 0 else "~0"
+    first, last = times[0], times[-1]
+    if first is None or last is None or first <= 0:
         yield ""
-    elif less:
-        yield f"{(median(last.wall) - less) / max(median(first.wall) - less, 1):.0f}"
     else:
-        yield f"{ratio(last.wall, first.wall).of_medians:.2f}"
+        yield f"{last / first:.{0 if less else 2}f}"
 
 
 # --- whole reports ----------------------------------------------------------------------------
@@ -125,9 +128,13 @@ def _row(
 def _sections(results: Results) -> Iterator[tuple[str, str]]:
     for scenario, title in PROCESSES.items():
         if body := processes(results, scenario):
-            yield title, body
+            goal = GOALS.get(scenario)
+            yield title, f"{body}\n\n{goal}" if goal else body
     if body := ipam(results):
-        yield "IPAM: the cost of an address", f"{body}\n\n{_ipam_explained(results)}"
+        yield (
+            "IPAM: the cost of an address",
+            f"{body}\n\n{_ipam_explained(results)}\n{GOALS['ipam']}",
+        )
 
 
 def _ipam_explained(results: Results) -> str:
@@ -149,19 +156,19 @@ def _ipam_explained(results: Results) -> str:
 
 def text(results: Results) -> str:
     """The report for a terminal."""
-    parts = [f"{title}\n{body}" for title, body in _sections(results)]
+    parts = [*results.notes, *(f"{title}\n{body}" for title, body in _sections(results))]
     machine = [f"{name}: {value}" for name, value in results.machine.items()]
     sides = [f"{name}: {value}" for name, value in results.contenders.items()]
     parts.append("\n".join(machine + sides))
     commands = [f"# {title}\n{command}" for title, command in results.commands.items()]
     if commands:
         parts.append("The commands, for `ip netns add node; ip netns add pod`:")
-    parts += [*commands, *results.notes]
+    parts += commands
     return "\n\n".join(parts) + "\n"
 
 
 def page(results: Results) -> str:
-    """The report as a Markdown page."""
+    """The report as a Markdown page, with `aliases` in place of this machine's paths."""
     parts = [_PAGE.rstrip(), *results.notes]
     parts += [f"## {title}\n\n{body}" for title, body in _sections(results)]
     facts = {**results.machine, **results.contenders}
@@ -173,7 +180,8 @@ def page(results: Results) -> str:
             " and then these. The benchmark itself enters the node's namespace and starts the"
             " plugin there, so `ip netns exec` is no part of the times."
         )
-        parts += [
-            f"{title}:\n```sh\n{command}\n```" for title, command in results.commands.items()
-        ]
-    return "\n\n".join(parts) + "\n"
+        parts += [f"{title}:\n```sh\n{command}\n```" for title, command in results.commands.items()]
+    whole = "\n\n".join(parts) + "\n"
+    for path, alias in results.aliases.items():
+        whole = whole.replace(path, alias)
+    return whole

@@ -25,13 +25,15 @@ class Series(NamedTuple):
 
 
 class Results(NamedTuple):
-    """One run. `machine` and `contenders` are texts by name, `commands` shell text by title."""
+    """One run. `machine` and `contenders` are texts by name, `commands` shell text by title;
+    `aliases` says what a page writes in place of a path of this machine."""
 
     machine: dict[str, str]
     contenders: dict[str, str]
     commands: dict[str, str]
     series: tuple[Series, ...]
     notes: tuple[str, ...] = ()
+    aliases: dict[str, str] = {}  # noqa: RUF012
 
     def of(self, scenario: str) -> Iterator[Series]:
         return (series for series in self.series if series.scenario == scenario)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 class Summary(NamedTuple):
     """Of a series of times, in its unit."""
 
-    count: int
+    runs: int
     least: float
     median: float
     p95: float

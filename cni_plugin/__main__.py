@@ -21,23 +21,38 @@ def main() -> int:
     """Entry point of the console scripts."""
     _fill_standard_fds()
     if os.environ.get("CNI_COMMAND"):
-        _raise_on_termination()
-        status, reply = serve(os.environ, _read_stdin, ipam=_called_name() == _IPAM_NAME)
-        return status if _write_all(reply) else 1
-    if len(sys.argv) > 1:
-        from cni_plugin.cli import tool
+        signals: list[int] = []
 
-        return tool()
+        def read() -> bytes:
+            stdin = _read_stdin()
+            _defer_termination(signals)
+            return stdin
+
+        status, reply = serve(
+            os.environ, read, ipam=_called_name() == _IPAM_NAME, interrupted=lambda: bool(signals)
+        )
+        return status if _write_all(reply) else 1
+    if len(sys.argv) > 1 or "_PODWIRE_COMPLETE" in os.environ:  # click's shell completion
+        try:
+            from cni_plugin.cli import tool
+
+            return tool()
+        except KeyboardInterrupt:
+            return 130
     sys.stderr.write(_about(_called_name()))
     return 0
 
 
 def serve(
-    environ: Mapping[str, str], read: Callable[[], bytes], ipam: bool = False
+    environ: Mapping[str, str],
+    read: Callable[[], bytes],
+    ipam: bool = False,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> tuple[int, bytes]:
     """One call of the plugin: exit status and bytes for stdout. `read` is called for stdin.
 
-    Whatever goes wrong becomes one CNI error document.
+    Whatever goes wrong becomes one CNI error document. An ADD asks `interrupted` between its
+    steps, and is undone when that is true.
     """
     stdin = b""
     try:
@@ -47,7 +62,7 @@ def serve(
         request = skel.parse_request(environ, stdin)
         from cni_plugin import commands
 
-        node = commands.Node(environ)
+        node = commands.Node(environ, interrupted)
         try:
             run = commands.run_ipam if ipam else commands.run
             return 0, run(request, node)
@@ -112,16 +127,16 @@ def _fill_standard_fds() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
 
 
-def _raise_on_termination() -> None:
-    """SIGTERM ends an ADD the way a failure does: undone, and with an error document."""
+def _defer_termination(signals: list[int]) -> None:
+    """From now on SIGTERM and SIGINT are only noted in `signals`.
+
+    An exception at an arbitrary instruction would fall between a change and the registration of
+    its undo; noted, it is honoured between two steps. Executed delegates get the default back.
+    """
     import signal
 
-    def terminated(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_IGN)
-        raise CniError(Code.TRY_AGAIN_LATER, "terminated by a signal; what was begun was undone")
-
-    signal.signal(signal.SIGTERM, terminated)
-    signal.signal(signal.SIGINT, terminated)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: signals.append(received))
 
 
 def _called_name() -> str:

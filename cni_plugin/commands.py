@@ -16,21 +16,27 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from cni_plugin import cluster, datapath, leases, netconf, results
+from cni_plugin import cluster, datapath, leases, netconf, results, skel
 from cni_plugin.drift import drift
 from cni_plugin.fields import Fields, as_object, invalid
 from cni_plugin.kernel import attach, bridge, detach, observe, privileges
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.netns import NotANamespaceError, open_sandbox
 from cni_plugin.netconf import NetConf
-from cni_plugin.spec import Attachment, CniError, Code, Request, Result
+from cni_plugin.spec import Attachment, CniError, Code, Request, Result, Route
 
 
 class Node:
-    """What exists once per process: the environment it was called in, its netlink socket."""
+    """What exists once per process: the environment it was called in, its netlink socket.
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    `interrupted` tells whether the process has been asked to end.
+    """
+
+    def __init__(
+        self, environ: Mapping[str, str], interrupted: Callable[[], bool] = lambda: False
+    ) -> None:
         self.environ = environ
+        self.interrupted = interrupted
         self._route_socket: RouteSocket | None = None
 
     @property
@@ -59,7 +65,7 @@ def run_ipam(request: Request, node: Node) -> bytes:
     strict = request.command in ("ADD", "CHECK", "STATUS")
     own = leases.own(request, strict)
     if request.command == "ADD":
-        with _all_or_nothing() as undo:
+        with _all_or_nothing(node) as undo:
             result = own.add()
             undo.callback(own.delete)
             return results.encode_result(result, request.version)
@@ -78,14 +84,17 @@ def run_ipam(request: Request, node: Node) -> bytes:
 
 
 @contextmanager
-def _all_or_nothing() -> Iterator[ExitStack]:
+def _all_or_nothing(node: Node) -> Iterator[ExitStack]:
     """A stack of undos that runs when the block fails, and is forgotten when it succeeds.
+
+    The end of the block is where a signal to end is honoured.
 
     The failure that is reported is the block's; an undo that fails as well is told in its details.
     """
     undo = ExitStack()
     try:
         yield undo
+        _refuse_if_interrupted(node)
     except BaseException as failure:
         try:
             undo.close()
@@ -95,6 +104,11 @@ def _all_or_nothing() -> Iterator[ExitStack]:
             failure.details = f"{failure.details}; undoing failed: {e}".lstrip("; ")
         raise
     undo.pop_all()
+
+
+def _refuse_if_interrupted(node: Node) -> None:
+    if node.interrupted():
+        raise CniError(Code.TRY_AGAIN_LATER, "ended by a signal; what was begun was undone")
 
 
 @contextmanager
@@ -116,11 +130,11 @@ def _add(request: Request, node: Node) -> bytes:
         nodes = _cluster(conf, node)
         source = leases.of(request, node.environ, nodes.own.pod_cidrs if nodes else ())
         attach.refuse_existing(sandbox, request.attachment.ifname)
-        with _all_or_nothing() as undo:
+        with _all_or_nothing(node) as undo:
             leased = source.add()
             undo.callback(source.delete)
             _refuse_no_address(conf, leased)
-            plan = datapath.plan(conf, request.attachment, leased)
+            plan = datapath.plan(conf, request.attachment, leased, source.gateways())
             applied = attach.attach(node.route_socket, plan, sandbox, undo)
             reply = results.encode_result(
                 datapath.result(conf, plan, request.netns, applied), request.version
@@ -255,12 +269,23 @@ def _own_part(request: Request, previous: Result) -> _OwnPart:
             ips = tuple(ip for ip in previous.ips if ip.interface in (index, None))
             before = previous.interfaces[index - 1] if index else None
             host = before.name if before is not None and not before.sandbox else ""
-            return _OwnPart(interface.mac, host, previous._replace(ips=ips))
+            routes = _whole_routes(request, previous.routes)
+            return _OwnPart(interface.mac, host, previous._replace(ips=ips, routes=routes))
     raise CniError(
         Code.INVALID_CONFIG,
         f"prevResult.interfaces: holds no interface {name} of a sandbox",
         "it must be the result of the ADD of this attachment",
     )
+
+
+def _whole_routes(request: Request, routes: tuple[Route, ...]) -> tuple[Route, ...]:
+    """prevResult's routes; what a version before 1.1.0 can't say of them (a table, a metric) is
+    taken from the configured route they came from."""
+    if skel.at_least(request.version, "1.1.0"):
+        return routes
+    configured = results.decode_routes(Fields(request.conf).child("ipam"), "routes")
+    whole = {(route.dst, route.gw): route for route in configured}
+    return tuple(whole.get((route.dst, route.gw), route) for route in routes)
 
 
 # --- GC and STATUS ----------------------------------------------------------------------------

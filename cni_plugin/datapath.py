@@ -39,12 +39,14 @@ ROUTE_PROTOCOL = 112  # podwire's own; free in include/uapi/linux/rtnetlink.h an
 
 
 class Bridge(NamedTuple):
-    """The bridge of the node; `gateways` are the addresses it must carry."""
+    """The bridge of the node; `gateways` are the addresses it must carry, `siblings` those that
+    other pods of the network may have put there."""
 
     name: str
     mtu: int
     promisc: bool
     gateways: tuple[IPInterface, ...]
+    siblings: tuple[IPInterface, ...]
     force_address: bool
 
 
@@ -148,8 +150,14 @@ def _pod_mac(conf: NetConf, attachment: Attachment, ips: tuple[IPConfig, ...]) -
 # --- the plan ---------------------------------------------------------------------------------
 
 
-def plan(conf: NetConf, attachment: Attachment, leases: Result) -> PodNetwork:
-    """The network of one pod. `leases` is IPAM's result, with no addresses for layer 2 only.
+def plan(
+    conf: NetConf,
+    attachment: Attachment,
+    leases: Result,
+    siblings: tuple[IPInterface, ...] = (),
+) -> PodNetwork:
+    """The network of one pod. `leases` is IPAM's result, with no addresses for layer 2 only;
+    `siblings` are the gateways of all the ranges that it could have come from.
 
     Raises CniError 7 when the configuration and the leases don't fit together.
     """
@@ -162,7 +170,7 @@ def plan(conf: NetConf, attachment: Attachment, leases: Result) -> PodNetwork:
             f"IPv6 needs at least {_IPV6_MIN_MTU}: raise mtu, or leave IPv6 out of ipam",
         )
     return PodNetwork(
-        bridge=None if conf.mode == "ptp" else _bridge(conf, leases.ips),
+        bridge=None if conf.mode == "ptp" else _bridge(conf, leases.ips, siblings),
         host=_host_veth(conf, attachment, leases.ips),
         pod=PodLink(
             name=attachment.ifname,
@@ -203,12 +211,13 @@ def _host_veth(conf: NetConf, attachment: Attachment, ips: tuple[IPConfig, ...])
     )
 
 
-def _bridge(conf: NetConf, ips: tuple[IPConfig, ...]) -> Bridge:
+def _bridge(conf: NetConf, ips: tuple[IPConfig, ...], siblings: tuple[IPInterface, ...]) -> Bridge:
     return Bridge(
         name=conf.bridge,
         mtu=conf.mtu,
         promisc=conf.promisc,
         gateways=tuple(dict.fromkeys(_gateway_addresses(ips))) if conf.is_gateway else (),
+        siblings=siblings,
         force_address=conf.force_address,
     )
 
@@ -271,17 +280,16 @@ def _pod_routes(leases: Result) -> Iterator[Route]:
     """The pod's routes: first the way to gateways that no address of the pod covers, then the rest.
 
     In mode ptp each gateway is such. A route without a gateway goes through its family's first,
-    as in the reference.
+    as in the reference, unless its scope says that it is on the link.
     """
     gateways = [ip.gateway for ip in leases.ips if ip.gateway is not None]
     first = {gateway.version: gateway for gateway in reversed(gateways)}
-    routes = [
-        route._replace(gw=route.gw or first.get(route.dst.version)) for route in leases.routes
-    ]
     for gateway in dict.fromkeys(gateways):
         if not any(gateway in ip.address.network for ip in leases.ips):
             yield Route(_host_interface(gateway).network, scope=SCOPE_LINK)
-    yield from routes
+    for route in leases.routes:
+        on_link = route.scope is not None and route.scope >= SCOPE_LINK
+        yield route if on_link else route._replace(gw=route.gw or first.get(route.dst.version))
 
 
 # --- the result -------------------------------------------------------------------------------

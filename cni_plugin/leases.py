@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from ipaddress import ip_interface
 from typing import Protocol
 
 from cni_plugin.delegate import Delegate
 from cni_plugin.netconf import ipam_type
-from cni_plugin.spec import Attachment, IPAddress, IPNetwork, Request, Result
+from cni_plugin.spec import Attachment, IPAddress, IPInterface, IPNetwork, Request, Result
 from ipam import config, host_local
 
 IN_PROCESS = ("host-local", "podwire-ipam")
@@ -27,6 +28,10 @@ class Leases(Protocol):
     def status(self) -> None: ...
     def holds(self) -> bool:
         """Whether the attachment is known to hold an address here."""
+        ...
+
+    def gateways(self) -> tuple[IPInterface, ...]:
+        """The gateways of all ranges, as far as they are known here."""
         ...
 
 
@@ -60,6 +65,13 @@ class _HostLocal:
     def holds(self) -> bool:
         return host_local.holds(self._place, self._request.attachment)
 
+    def gateways(self) -> tuple[IPInterface, ...]:
+        return tuple(
+            ip_interface(f"{entry.gateway}/{entry.subnet.prefixlen}")
+            for range_set in self._strict.range_sets
+            for entry in range_set
+        )
+
 
 class _Delegated:
     def __init__(self, delegate: Delegate) -> None:
@@ -83,6 +95,9 @@ class _Delegated:
     def holds(self) -> bool:
         return False
 
+    def gateways(self) -> tuple[IPInterface, ...]:
+        return ()
+
 
 class _Nobody:
     """Layer 2 only: no addresses, nothing to release."""
@@ -104,6 +119,9 @@ class _Nobody:
 
     def holds(self) -> bool:
         return False
+
+    def gateways(self) -> tuple[IPInterface, ...]:
+        return ()
 
 
 def of(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from contextlib import suppress
-from errno import EMLINK, EOPNOTSUPP, EPERM, EXDEV
+from errno import EDQUOT, EMLINK, ENOSPC, EOPNOTSUPP, EPERM, EXDEV
 from time import time_ns
 
 from cni_plugin.spec import Attachment, IPAddress
@@ -19,6 +19,7 @@ from ipam.ranges import parse_address
 
 LOCK = "lock"
 CURSOR = "last_reserved_ip."
+_NO_ROOM = (ENOSPC, EDQUOT, EOPNOTSUPP)
 
 
 class Directory:
@@ -34,6 +35,7 @@ class Directory:
         self._boot = boot
         self._changed = False
         self._trusted = True
+        self._blind = False  # the index has no room for what others made: read everything
 
     # --- reading ---
 
@@ -42,7 +44,8 @@ class Directory:
 
     def _verified(self, attachment: Attachment) -> list[IPAddress]:
         found = []
-        for name in self._index.addresses(attachment):
+        names = _inodes(self._fd) if self._blind else self._index.addresses(attachment)
+        for name in names:
             address = parse_address(name)
             if address is not None and decode(read(self._fd, name)) == attachment:
                 found.append(address)
@@ -66,18 +69,23 @@ class Directory:
         Valid ones are told by the names of the index and not opened. A reservation that names
         the container only is valid if any of that container's attachments is.
         """
-        self._compare()
+        self._bring_in_step()
         kept = {key(attachment) for attachment in valid}
         kept |= {key(attachment._replace(ifname="")) for attachment in valid}
         found = []
-        for entry in self._index.listing()[1]:
-            if entry.rpartition(".")[0] in kept:
-                continue
-            address = parse_address(self._index.target(entry))
+        for name in self._unless(kept):
+            address = parse_address(name)
             holder = None if address is None else self.holder(address)
-            if address is not None and holder is not None:
+            if address is not None and holder is not None and key(holder) not in kept:
                 found.append(Reservation(address, holder))
         return found
+
+    def _unless(self, kept: Collection[str]) -> Collection[str]:
+        """The names of reservations, without those that the index has under one of these keys."""
+        if self._blind:
+            return _inodes(self._fd)
+        entries = self._index.listing()[1]
+        return [self._index.target(e) for e in entries if e.rpartition(".")[0] not in kept]
 
     # --- changing ---
 
@@ -135,7 +143,7 @@ class Directory:
         return freed
 
     def reclaim(self) -> None:
-        self._compare()
+        self._bring_in_step()
 
     # --- staying in step ---
 
@@ -152,12 +160,18 @@ class Directory:
             and here.st_mtime_ns != here.st_ctime_ns
             and there.st_mtime_ns != there.st_ctime_ns
         )
-        before = self._index.boot()
-        if in_step and self._boot in ("", before):
-            return
-        self._compare(earlier_boot=bool(before and self._boot and before != self._boot))
-        if self._boot and before != self._boot:
-            self._index.set_boot(self._boot)
+        if not in_step or self._boot not in ("", self._index.boot()):
+            self._bring_in_step()
+
+    def _bring_in_step(self) -> None:
+        """`_compare`; where there is no room for the index, DEL and GC shall work even so."""
+        try:
+            self._compare()
+        except OSError as e:
+            if e.errno not in _NO_ROOM:
+                raise
+            self._blind = True
+            self.distrust()
 
     def distrust(self) -> None:
         """No stamp: a change failed half way, and the next call shall compare."""
@@ -176,27 +190,31 @@ class Directory:
             os.utime(self._index.fd, ns=(moment, moment))
             os.utime(self._fd, ns=(moment, moment))
 
-    def _compare(self, earlier_boot: bool = False) -> None:
+    def _compare(self) -> None:
         """Makes the index agree with the directory by comparing two listings.
 
         Opened are only reservations that the index does not know, and mirrors of ones that are
-        gone. With `earlier_boot`, reservations that the index knows are freed: they were made
-        before this boot, and no sandbox outlives one. Unknown ones are kept: somebody else may
-        have made them since.
+        gone. In a new boot, reservations that the index knows are freed first: they were made
+        before it, and no sandbox outlives a boot. Unknown ones are kept, since somebody else may
+        have made them after it; hence the boot is recorded before they become known.
         """
         self._changed = True
+        before = self._index.boot()
+        rebooted = bool(before and self._boot and before != self._boot)
         mirrors, entries = self._index.listing()
         present = _inodes(self._fd)
         count = len(entries)
         for name in list(mirrors):
             known = name in present and same_file(present[name], mirrors[name])
-            if known and not earlier_boot:
+            if known and not rebooted:
                 continue
             if known:
                 os.unlink(name, dir_fd=self._fd)
                 del present[name]
             count -= self._index.drop(name)
             del mirrors[name]
+        if self._boot and before != self._boot:
+            self._index.set_boot(self._boot)
         for name, inode in present.items():
             if name not in mirrors and (made := self._adopt(name)) is not None:
                 mirrors[name] = inode

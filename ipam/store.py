@@ -27,7 +27,7 @@ from typing import Protocol
 
 from cni_plugin.spec import Attachment, CniError, Code, IPAddress
 from ipam.directory import LOCK, Directory
-from ipam.index import Index, read
+from ipam.index import Index
 
 INDEX = ".podwire-"
 PATIENCE = 10.0  # seconds that a call waits for the lock
@@ -226,16 +226,15 @@ def _open_index(directory: int, network: str) -> int:
 
 def reclaimable(directory: int, network: str, boot: str | None = None) -> Iterator[str]:
     """The names that opening the store would free, told without the lock and without a change."""
-    for name in os.listdir(directory):
-        if read(directory, name) == b"":
-            yield name
-    try:
+    with suppress(FileNotFoundError):
         fd = os.open(f"../{INDEX}{network}", _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
-    except FileNotFoundError:
-        return
-    try:
-        index, now = Index(fd), read_boot_id() if boot is None else boot
-        if index.boot() not in ("", now) and now:
-            yield from index.listing()[0]
-    finally:
-        os.close(fd)
+        try:
+            index, now = Index(fd), read_boot_id() if boot is None else boot
+            if now and index.boot() not in ("", now):
+                yield from index.listing()[0]
+        finally:
+            os.close(fd)
+    for name in os.listdir(directory):
+        with suppress(FileNotFoundError):
+            if not os.stat(name, dir_fd=directory, follow_symlinks=False).st_size:
+                yield name

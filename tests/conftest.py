@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import leaks, machine, netns, require
+from tests.support import leaks, machine, netns, private, require
 from tests.support.netns import Namespace, Namespaces
 from tests.support.plugin import Config, Plugin, find_executable
 from tests.support.topology import Topology
@@ -26,6 +26,9 @@ _HERE = Path(__file__).parent
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ[leaks.RUN_VARIABLE] = str(os.getpid())
+    wanted = os.environ.get("PODWIRE_TEST_PRIVATE", "1") != "0"
+    if wanted and require.is_root() and require.find_program("ip"):
+        require.refuse_root(private.enter())
     if config.pluginmanager.hasplugin("_cov") and config.getoption("--cov", default=None):
         # Set, the plugin's processes measure themselves too: see Plugin.environ.
         os.environ["PODWIRE_COVERAGE"] = str(config.rootpath / ".coverage")

@@ -88,12 +88,13 @@ def ensure_gateways(
     if not bridge.gateways:
         return
     present = observe.addresses(route_socket, link.ifindex)
+    ours = bridge.gateways + bridge.siblings
     missing = [gateway for gateway in bridge.gateways if gateway not in present]
     if any(gateway.version == 6 for gateway in missing):
         sysctl.enable_ipv6(link.name)
     for gateway in missing:
         for other in present:
-            if other not in bridge.gateways and in_conflict(gateway, other):
+            if other not in ours and in_conflict(gateway, other):
                 _make_way(route_socket, bridge, link, gateway, other)
                 undo.callback(_restore, route_socket, link, other, dad)
         add = messages.add_address(gateway, link.ifindex, link.name, dad)

@@ -158,8 +158,13 @@ class Namespaces:
 
     def __init__(self) -> None:
         self.folder = os.path.join(BASE, str(os.getpid()))
-        os.makedirs(self.folder, exist_ok=True)
+        wait_until(self._make_folder, what=f"folder {self.folder}")
         self._made: list[Namespace] = []
+
+    def _make_folder(self) -> bool:
+        with contextlib.suppress(FileNotFoundError):  # another run may be removing BASE just now
+            os.makedirs(self.folder, exist_ok=True)
+        return os.path.isdir(self.folder)
 
     def make(self, name: str) -> Namespace:
         namespace = Namespace(name, self.folder)
@@ -189,10 +194,11 @@ def sweep() -> None:
         if run_id.isdigit() and os.path.exists(f"/proc/{run_id}"):
             continue
         folder = os.path.join(BASE, run_id)
-        for name in os.listdir(folder):
-            _unmount(os.path.join(folder, name))
-            os.unlink(os.path.join(folder, name))
-        os.rmdir(folder)
+        with contextlib.suppress(FileNotFoundError):  # another run may be sweeping as well
+            for name in os.listdir(folder):
+                _unmount(os.path.join(folder, name))
+                os.unlink(os.path.join(folder, name))
+            os.rmdir(folder)
 
 
 def run(

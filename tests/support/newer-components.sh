@@ -24,22 +24,19 @@ uri=${uri:-http://deb.debian.org/debian}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-unpack() { # suite
-    local suite=$1 apt package
+unpack() { # suite; fails at the first step that does
+    local suite=$1 package apt
     rm -rf "${work:?}"/*
     mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/root"
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $suite main" >"$work/sources.list"
-    apt=(-qq -o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=/dev/null
+    # Signatures are checked; the date is not, so that a mirror that is a snapshot will do.
+    apt=(apt-get -qq -o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o "Dir::State::Lists=$work/lists" -o "Dir::Cache=$work/cache" -o APT::Sandbox::User=root
-        -o Acquire::Retries=3)
-    (
-        cd "$work"
-        apt-get "${apt[@]}" update </dev/null
-        for package in containerd containernetworking-plugins; do
-            apt-get "${apt[@]}" download "$package" </dev/null
-            dpkg -x "${package}"_*.deb root
-        done
-    ) || return 1
+        -o Acquire::Retries=3 -o Acquire::Check-Valid-Until=false)
+    "${apt[@]}" update </dev/null || return 1
+    for package in containerd containernetworking-plugins; do
+        (cd "$work" && "${apt[@]}" download "$package" </dev/null && dpkg -x "$package"_*.deb root) || return 1
+    done
     # It has to run here, and to be a containerd that calls STATUS.
     "$work/root/usr/bin/containerd" --version | grep -qE ' v?2\.' &&
         CNI_COMMAND=VERSION "$work/root/usr/lib/cni/bridge" </dev/null | grep -q '"1\.1\.0"'

@@ -14,6 +14,8 @@ import pytest
 
 KERNEL = "kernel:"
 
+_REFUSED = "PODWIRE_TEST_REFUSED"
+
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _HINTS = {
     "busybox": "apt-get install busybox-static",
@@ -36,10 +38,17 @@ def is_root() -> bool:
     return os.geteuid() == 0
 
 
+def refuse_root(reason: str) -> None:
+    """Note why root may not make namespaces here, "" when it may."""
+    os.environ[_REFUSED] = reason
+
+
 def root() -> None:
     """Skip unless this process may make network namespaces."""
     if not is_root():
         pytest.skip("needs root, to make network namespaces: run as root")
+    if os.environ.get(_REFUSED):
+        pytest.skip(f"may not make namespaces, CAP_SYS_ADMIN is missing: {os.environ[_REFUSED]}")
     for name in ("ip", "nsenter", "unshare"):
         program(name)
 

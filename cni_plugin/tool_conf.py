@@ -1,0 +1,201 @@
+"""The network configuration as the tool finds it: which file a runtime would use, and what of it
+is podwire's.
+
+A runtime takes the first file of its folder by name that ends in .conf, .conflist or .json (libcni,
+`ConfFiles`). A conflist's plugins get its name and version injected, as a runtime does it before it
+calls them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from json import dumps, loads
+from typing import Any, NamedTuple
+
+import click
+
+from cni_plugin import skel
+from cni_plugin.fields import Fields, as_object
+from cni_plugin.leases import IN_PROCESS
+from cni_plugin.spec import CURRENT_VERSION, SUPPORTED_VERSIONS, CniError, Code, Request
+
+CONF_DIR = "/etc/cni/net.d"
+BIN_DIR = "/opt/cni/bin"
+PLUGIN = "podwire"
+_SUFFIXES = (".conf", ".conflist", ".json")
+_MAX_BYTES = skel.MAX_CONFIG_BYTES
+
+
+def config_options(command: Any) -> Any:
+    """The options --config and --conf-dir, for a command's parameters `config` and `conf_dir`."""
+    for option in (
+        click.option(
+            "--conf-dir",
+            metavar="DIR",
+            default=CONF_DIR,
+            show_default=True,
+            help="The runtime's configuration folder; it uses the first file by name.",
+        ),
+        click.option(
+            "--config", metavar="FILE", help="Take this conflist or plugin configuration instead."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+class Plugin(NamedTuple):
+    """One plugin of a network; `conf` is what its stdin would hold."""
+
+    type: str
+    conf: Mapping[str, Any]
+
+    def request(self, cni_path: str = BIN_DIR) -> Request:
+        """A STATUS request for this plugin, in the newest version whatever the file says.
+
+        Raises CniError as a call of the plugin would.
+        """
+        environ = {"CNI_COMMAND": "STATUS", "CNI_PATH": cni_path}
+        conf = {**self.conf, "cniVersion": CURRENT_VERSION}
+        return skel.parse_request(environ, dumps(conf).encode())
+
+
+class NetworkFile(NamedTuple):
+    """A configuration file; `version` is the newest of those it offers that podwire speaks."""
+
+    path: str
+    name: str
+    version: str
+    plugins: tuple[Plugin, ...]
+
+    def podwires(self) -> tuple[Plugin, ...]:
+        return tuple(plugin for plugin in self.plugins if plugin.type == PLUGIN)
+
+
+class Choice(NamedTuple):
+    """The file a runtime would use, None for none; the broken ones before it, each with the
+    reason; and the names of those behind it, which are never read."""
+
+    chosen: NetworkFile | None
+    broken: tuple[tuple[str, str], ...] = ()
+    behind: tuple[str, ...] = ()
+
+
+def choose(folder: str) -> Choice:
+    """What a runtime would use of `folder`. Raises CniError 5 when the folder can't be read."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(_SUFFIXES))
+    except OSError as e:
+        raise CniError(
+            Code.IO_FAILURE,
+            f"{folder}: {e.strerror}",
+            "name the runtime's folder with --conf-dir, or one file with --config",
+        ) from e
+    broken: list[tuple[str, str]] = []
+    for index, name in enumerate(names):
+        path = os.path.join(folder, name)
+        try:
+            return Choice(load(path), tuple(broken), tuple(names[index + 1 :]))
+        except CniError as e:
+            broken.append((path, e.msg.removeprefix(f"{path}: ")))
+    return Choice(None, tuple(broken))
+
+
+def load(path: str) -> NetworkFile:
+    """The network in a conflist, or in a file with one plugin's configuration.
+
+    Raises CniError: 5 when it can't be read, 6 and 7 for what is in it; the path stands in front.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_BYTES)
+    except OSError as e:
+        raise CniError(Code.IO_FAILURE, f"{path}: {e.strerror}") from e
+    try:
+        document = loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as e:
+        reason = str(e).partition("\n")[0] or type(e).__name__
+        raise CniError(Code.DECODE_FAILURE, f"{path}: not valid JSON: {reason}") from e
+    try:
+        return _network(path, as_object(document, "network configuration"))
+    except CniError as e:
+        raise CniError(e.code, f"{path}: {e.msg}", e.details) from e
+
+
+def _network(path: str, fields: Fields) -> NetworkFile:
+    name, version = fields.text("name"), _version(fields)
+    if not name:
+        raise CniError(Code.INVALID_CONFIG, "name: the network has none")
+    entries = fields.children("plugins") if fields.has("plugins") else [fields]
+    plugins = []
+    for entry in entries:
+        kind = entry.text("type")
+        if not kind:
+            raise CniError(Code.INVALID_CONFIG, f"{entry.at('type')}: the plugin's name is missing")
+        conf = {**entry.obj, "name": name, "cniVersion": version}
+        plugins.append(Plugin(kind, conf))
+    if not plugins:
+        raise CniError(Code.INVALID_CONFIG, "plugins: the list is empty")
+    return NetworkFile(path, name, version, tuple(plugins))
+
+
+def _version(fields: Fields) -> str:
+    """The newest version offered: runtimes choose so between cniVersion and cniVersions."""
+    offered = [fields.text("cniVersion") or SUPPORTED_VERSIONS[0], *fields.texts("cniVersions")]
+    known = [version for version in SUPPORTED_VERSIONS if version in offered]
+    if not known:
+        raise CniError(
+            Code.INCOMPATIBLE_VERSION,
+            f"cniVersion: {', '.join(offered)} is not supported",
+            f"podwire speaks {', '.join(SUPPORTED_VERSIONS)}",
+        )
+    return known[-1]
+
+
+def find(config: str | None, folder: str) -> NetworkFile:
+    """The file named by --config, else the one a runtime would use of --conf-dir."""
+    if config:
+        return load(config)
+    choice = choose(folder)
+    if choice.chosen is None:
+        raise nothing_usable(folder, choice)
+    return choice.chosen
+
+
+def nothing_usable(folder: str, choice: Choice) -> CniError:
+    """The error for a folder without a usable network."""
+    if choice.broken:
+        path, reason = choice.broken[0]
+        return CniError(Code.INVALID_CONFIG, f"{path}: {reason}", "correct or remove this file")
+    return CniError(
+        Code.INVALID_CONFIG,
+        f"{folder}: holds no network configuration",
+        "copy one of podwire's conflists there, or name a file with --config",
+    )
+
+
+def podwire_of(file: NetworkFile) -> Plugin:
+    """podwire's part of a network. Raises CniError 7 when it has none."""
+    for plugin in file.podwires():
+        return plugin
+    raise CniError(
+        Code.INVALID_CONFIG,
+        f"{file.path}: network {file.name} does not use podwire but"
+        f" {', '.join(plugin.type for plugin in file.plugins)}",
+        "put podwire's conflist first by name, or name it with --config",
+    )
+
+
+def addressed(file: NetworkFile) -> Plugin:
+    """The plugin whose addresses are in a host-local directory: podwire, or another with such."""
+    for plugin in file.podwires() + file.plugins:
+        ipam = plugin.conf.get("ipam")
+        if isinstance(ipam, dict) and ipam.get("type") in IN_PROCESS:
+            return plugin
+    raise CniError(
+        Code.INVALID_CONFIG,
+        f"{file.path}: no plugin of network {file.name} keeps its addresses in a directory",
+        f"this needs ipam.type {' or '.join(IN_PROCESS)}; or name a directory with --data-dir and"
+        " --network",
+    )

@@ -1,0 +1,258 @@
+"""`podwire status`: what a runtime would use here, and whether an ADD would be served.
+
+The verdict is the plugin's own: the code behind STATUS gives it. Everything else explains it, so
+whatever can't be found out is left out, and the verdict says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from cni_plugin import commands, netconf, tool_conf, tool_output, tool_routes
+from cni_plugin.cluster import Cluster
+from cni_plugin.kernel import observe
+from cni_plugin.kernel.netlink import RouteSocket
+from cni_plugin.leases import IN_PROCESS
+from cni_plugin.netconf import NetConf
+from cni_plugin.spec import CniError, IPNetwork, Request
+from cni_plugin.tool_conf import NetworkFile, Plugin
+from ipam import config as ipam_config
+from ipam import host_local
+from ipam.ranges import RangeSet, describe, find, withheld
+
+_LISTED = 10  # peers and routes that the text shows; --json has all
+
+
+@click.command()
+@tool_conf.config_options
+@click.option(
+    "--cni-path",
+    metavar="DIRS",
+    default=tool_conf.BIN_DIR,
+    show_default=True,
+    help="Where plugins that podwire delegates to are found.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(config: str | None, conf_dir: str, cni_path: str, as_json: bool) -> int:
+    """Show podwire's networks on this node.
+
+    Exit status 0: a pod could be added now. 1: it could not, and the reason is printed.
+    """
+    report = gather(config, conf_dir, cni_path)
+    if as_json:
+        tool_output.show_json(report)
+    else:
+        for line in _lines(report):
+            click.echo(line)
+    return 0 if report["ready"] else 1
+
+
+# --- finding out ------------------------------------------------------------------------------
+
+
+def gather(config: str | None, conf_dir: str, cni_path: str) -> dict[str, Any]:
+    """The whole report; `ready` says whether an ADD would be served, `problem` why not."""
+    report: dict[str, Any] = {"ready": False, "file": None, "broken": [], "networks": []}
+    try:
+        file = _file(config, conf_dir, report)
+        tool_conf.podwire_of(file)
+    except CniError as e:
+        report["problem"] = _problem(e)
+        return report
+    with RouteSocket() as route_socket:
+        report["networks"] = [
+            _network(file, plugin, cni_path, route_socket) for plugin in file.podwires()
+        ]
+    failures = [network["problem"] for network in report["networks"] if network["problem"]]
+    report["ready"] = not failures
+    report["problem"] = failures[0] if failures else None
+    return report
+
+
+def _file(config: str | None, conf_dir: str, report: dict[str, Any]) -> NetworkFile:
+    if config:
+        file = tool_conf.load(config)
+    else:
+        choice = tool_conf.choose(conf_dir)
+        report["broken"] = [{"file": path, "reason": reason} for path, reason in choice.broken]
+        if choice.chosen is None:
+            raise tool_conf.nothing_usable(conf_dir, choice)
+        file = choice.chosen
+        report["unused"] = list(choice.behind)
+    report["file"] = file.path
+    report["plugins"] = [plugin.type for plugin in file.plugins]
+    return file
+
+
+def _problem(error: CniError) -> dict[str, Any]:
+    return {"code": error.code, "msg": error.msg, "details": error.details}
+
+
+def _network(
+    file: NetworkFile, plugin: Plugin, cni_path: str, route_socket: RouteSocket
+) -> dict[str, Any]:
+    report: dict[str, Any] = {"name": file.name, "cniVersion": file.version, "problem": None}
+    try:
+        request = plugin.request(cni_path)
+        report["problem"] = _verdict(request)
+        conf = netconf.parse(request)
+    except CniError as e:
+        report["problem"] = report["problem"] or _problem(e)
+        return report
+    report["mode"] = conf.mode
+    if conf.mode == "bridge":
+        report["bridge"] = _bridge(conf, route_socket)
+    subnets: tuple[IPNetwork, ...] = ()
+    if conf.nodes:
+        try:
+            cluster = tool_routes.find_node(conf.nodes, conf.node_name, route_socket)
+            subnets = cluster.own.pod_cidrs
+            report |= _cluster(cluster, route_socket)
+        except CniError as e:
+            report["problem"] = report["problem"] or _problem(e)
+    try:
+        report["ipam"] = _addresses(request, conf, subnets)
+    except CniError as e:
+        report["problem"] = report["problem"] or _problem(e)
+    return report
+
+
+def _verdict(request: Request) -> dict[str, Any] | None:
+    """What STATUS says; None when it is content."""
+    node = commands.Node({"CNI_COMMAND": "STATUS", "CNI_PATH": ":".join(request.path)})
+    try:
+        commands.run(request, node)
+    except CniError as e:
+        return _problem(e)
+    finally:
+        node.close()
+    return None
+
+
+def _bridge(conf: NetConf, route_socket: RouteSocket) -> dict[str, Any]:
+    link = observe.link(route_socket, conf.bridge)
+    if link is None:
+        return {"name": conf.bridge, "present": False, "up": False, "addresses": [], "ports": 0}
+    return {
+        "name": conf.bridge,
+        "present": True,
+        "up": link.up,
+        "addresses": [
+            str(address)
+            for address in observe.addresses(route_socket, link.ifindex)
+            if not address.ip.is_link_local
+        ],
+        "ports": len(observe.ports(route_socket, link.ifindex)),
+    }
+
+
+def _cluster(cluster: Cluster, route_socket: RouteSocket) -> dict[str, Any]:
+    return {
+        "inventory": cluster.inventory.source,
+        "node": _node(cluster.own),
+        "peers": [_node(node) for node in cluster.inventory.nodes if node is not cluster.own],
+        "routes": [state._asdict() for state in tool_routes.compare(cluster, route_socket)],
+    }
+
+
+def _node(node: Any) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "addresses": [str(address) for address in node.addresses],
+        "podCIDRs": [str(cidr) for cidr in node.pod_cidrs],
+    }
+
+
+def _addresses(request: Request, conf: NetConf, subnets: tuple[IPNetwork, ...]) -> dict[str, Any]:
+    if conf.ipam_type not in IN_PROCESS:
+        return {"type": conf.ipam_type}
+    parsed = ipam_config.parse(request, subnets)
+    held = [found.address for found in host_local.reservations(parsed.place)]
+    ranges = []
+    for range_set in parsed.range_sets:
+        used = sum(1 for address in held if find(range_set, address))
+        ranges.append(
+            {"range": describe(range_set), "used": used, "free": max(0, _size(range_set) - used)}
+        )
+    return {"type": conf.ipam_type, "dataDir": parsed.data_dir, "ranges": ranges}
+
+
+def _size(range_set: RangeSet) -> int:
+    """How many addresses the set can hand out."""
+    kept = withheld(range_set)
+    spans = [(int(entry.start), int(entry.end)) for entry in range_set]
+    lost = sum(1 for number in kept for low, high in spans if low <= number <= high)
+    return sum(high - low + 1 for low, high in spans) - lost
+
+
+# --- showing ----------------------------------------------------------------------------------
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    for broken in report["broken"]:
+        yield _line("warning", f"{broken['file']}: {broken['reason']}")
+        yield _line("", "it sorts first: containerd stops at it, others pass it over")
+    if report["file"]:
+        yield _line("file", f"{report['file']} (plugins: {', '.join(report['plugins'])})")
+        if report.get("unused"):
+            yield _line("", f"not used, they sort behind it: {', '.join(report['unused'])}")
+    for network in report["networks"]:
+        yield from _network_lines(network)
+    if report["ready"]:
+        yield _line("status", "ready: a pod could be added now")
+        return
+    reason = report["problem"]["msg"].removeprefix(f"{report['file']}: ")
+    yield _line("status", f"NOT ready: {reason}")
+    if report["problem"]["details"]:
+        yield _line("", f"hint: {report['problem']['details']}")
+
+
+def _line(label: str, text: str) -> str:
+    return f"{label:<10} {text}"
+
+
+def _network_lines(network: dict[str, Any]) -> Iterator[str]:
+    mode = f", mode {network['mode']}" if "mode" in network else ""
+    yield _line("network", f"{network['name']}, cniVersion {network['cniVersion']}{mode}")
+    if "bridge" in network:
+        yield _line("bridge", _bridge_text(network["bridge"]))
+    yield from _block("addresses", list(_address_texts(network.get("ipam"))))
+    if "node" in network:
+        yield _line("node", f"{_node_text(network['node'])}, by {network['inventory']}")
+        yield from _block("peers", [_node_text(peer) for peer in network["peers"]])
+        yield from _block("routes", [tool_routes.text(route) for route in network["routes"]])
+
+
+def _bridge_text(bridge: dict[str, Any]) -> str:
+    if not bridge["present"]:
+        return f"{bridge['name']}: not there yet, the first pod makes it"
+    state = "up" if bridge["up"] else "DOWN"
+    addresses = ", ".join(bridge["addresses"]) or "no address"
+    return f"{bridge['name']}: {state}, {addresses}, {bridge['ports']} ports"
+
+
+def _address_texts(ipam: dict[str, Any] | None) -> Iterator[str]:
+    if ipam is None:
+        return
+    for entry in ipam.get("ranges", ()):
+        free = entry["free"]
+        shown = str(free) if free < 1_000_000 else f"about 2^{free.bit_length()}"
+        yield f"{entry['range']}: {entry['used']} used, {shown} free"
+    if "ranges" not in ipam:
+        yield f"by plugin {ipam['type']}" if ipam["type"] else "none: layer 2 only"
+
+
+def _node_text(node: dict[str, Any]) -> str:
+    pods = ", ".join(node["podCIDRs"]) or "none"
+    return f"{node['name']}: {', '.join(node['addresses'])}, pods {pods}"
+
+
+def _block(label: str, lines: list[str]) -> Iterator[str]:
+    """Lines under one label; of a long list the beginning."""
+    for index, line in enumerate(lines[:_LISTED]):
+        yield _line(label if index == 0 else "", line)
+    if len(lines) > _LISTED:
+        yield _line("", f"and {len(lines) - _LISTED} more (--json lists all)")

@@ -1,0 +1,238 @@
+"""Fixtures of the kernel tests: address families, reservations, "as it was before", delegates."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.support import require
+from tests.support.netns import Namespace
+from tests.support.plugin import Config, Plugin
+from tests.support.topology import Topology
+
+# --- families -------------------------------------------------------------------------------
+
+
+class Family(NamedTuple):
+    """The pod subnets of a test: one of IPv4, one of IPv6, or both."""
+
+    subnets: tuple[str, ...]
+
+    @property
+    def ranges(self) -> list[list[dict[str, str]]]:
+        """For ipam.ranges: one set for each subnet, so one address of each."""
+        return [[{"subnet": subnet}] for subnet in self.subnets]
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        return tuple(ipaddress.ip_network(subnet).version for subnet in self.subnets)
+
+    def hosts(self, number: int) -> list[str]:
+        """The addresses with this number, as in 10.244.0.<number>; without a prefix."""
+        return [str(ipaddress.ip_network(subnet)[number]) for subnet in self.subnets]
+
+    def interfaces(self, number: int) -> list[str]:
+        """The same with the subnet's prefix length."""
+        return [
+            f"{ipaddress.ip_network(subnet)[number]}/{subnet.split('/')[1]}"
+            for subnet in self.subnets
+        ]
+
+
+_V4, _V6 = "10.244.0.0/24", "fd00:10:244::/64"
+FAMILIES = {"ipv4": Family((_V4,)), "ipv6": Family((_V6,)), "dual": Family((_V4, _V6))}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Family:
+    """IPv4, IPv6 and dual-stack: the test runs once with each."""
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def dual() -> Family:
+    return FAMILIES["dual"]
+
+
+# --- what must not change -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def reservations(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """reservations() maps each reserved address to the content of its file."""
+
+    def read(network: str = "podnet", folder: str = "networks") -> dict[str, str]:
+        path = tmp_path / folder / network
+        found = {}
+        for name in os.listdir(path) if path.is_dir() else []:
+            with contextlib.suppress(ValueError):
+                ipaddress.ip_address(name)
+                found[name] = (path / name).read_bytes().decode()
+        return found
+
+    return read
+
+
+@pytest.fixture
+def untouched(
+    reservations: Callable[..., dict[str, str]],
+) -> Callable[..., contextlib.AbstractContextManager[None]]:
+    """`with untouched(node, sandbox):` holds the block to change no link, address, route or
+    reservation."""
+
+    @contextlib.contextmanager
+    def compare(*namespaces: Namespace) -> Iterator[None]:
+        before = [namespace.state() for namespace in namespaces], reservations()
+        yield
+        assert ([namespace.state() for namespace in namespaces], reservations()) == before
+
+    return compare
+
+
+# --- several nodes ------------------------------------------------------------------------------
+
+
+class Cluster:
+    """Nodes on one layer-2 link, and the inventory that tells of them.
+
+    Node number i has 192.168.1.<i+2>, fd00:1::<i+2>, and the pod subnets 10.244.<i>.0/24 and
+    fd00:10:244:<i>::/64, of the families that are asked for.
+    """
+
+    def __init__(self, nodes: list[Namespace], versions: tuple[int, ...], folder: Path) -> None:
+        self.nodes = nodes
+        self.path = folder / "nodes.json"
+        self._folder = folder
+        self.entries: list[dict[str, Any]] = []
+        for number in range(len(nodes)):
+            self.entries.append(
+                {
+                    "name": f"node-{number}",
+                    "addresses": self.node_addresses(number, versions),
+                    "podCIDRs": [
+                        subnet
+                        for subnet in (f"10.244.{number}.0/24", f"fd00:10:244:{number}::/64")
+                        if ipaddress.ip_network(subnet).version in versions
+                    ],
+                }
+            )
+        self.write()
+
+    @staticmethod
+    def node_addresses(number: int, versions: tuple[int, ...] = (4, 6)) -> list[str]:
+        both = (f"192.168.1.{number + 2}/24", f"fd00:1::{number + 2}/64")
+        return [text for text in both if ipaddress.ip_interface(text).version in versions]
+
+    def write(self) -> None:
+        """Write the inventory anew, from `entries`."""
+        self.path.write_text(json.dumps({"nodes": self.entries}))
+
+    def conf(self, number: int, **keys: Any) -> Config:
+        """The configuration of one node: nothing but the inventory says which addresses."""
+        data_dir = str(self._folder / f"networks-{number}")
+        ipam = {"type": "host-local", "dataDir": data_dir, **keys.pop("ipam", {})}
+        conf = {"cniVersion": "1.1.0", "name": "podnet", "type": "podwire"}
+        return {**conf, "nodes": str(self.path), "ipam": ipam, **keys}
+
+    def hosts(self, number: int) -> list[str]:
+        """The addresses of a node on the link, of its inventory's families."""
+        return [text.split("/")[0] for text in self.entries[number]["addresses"]]
+
+    def owned(self, number: int) -> set[tuple[str, str]]:
+        """Destination and gateway of the node's routes with podwire's protocol and a gateway."""
+        return {
+            (route["dst"], route["gateway"])
+            for version in (4, 6)
+            for route in self.nodes[number].routes(version)
+            if route.get("protocol") == "112" and "gateway" in route
+        }
+
+
+@pytest.fixture
+def make_cluster(topology: Topology, tmp_path: Path) -> Callable[..., Cluster]:
+    """make_cluster(3, (4, 6)) cables three nodes and writes a dual-stack inventory."""
+
+    def make(count: int = 2, versions: tuple[int, ...] = (4, 6)) -> Cluster:
+        nodes = [topology.node(f"node-{number}") for number in range(count)]
+        for node in nodes:  # else the link-local address takes two seconds, and IPv6 with it
+            node.run("sysctl", "-qw", "net/ipv6/conf/default/accept_dad=0")
+        topology.cable(
+            {node: tuple(Cluster.node_addresses(number)) for number, node in enumerate(nodes)}
+        )
+        return Cluster(nodes, versions, tmp_path)
+
+    return make
+
+
+# --- CNI_PATH -----------------------------------------------------------------------------------
+
+
+class FakeIpam:
+    """A delegate that notes how it is called; `script` is shell, run with CNI_COMMAND set."""
+
+    def __init__(self, folder: Path, name: str, script: str) -> None:
+        self.name = name
+        self._log = folder / f"{name}.log"
+        path = folder / name
+        path.write_text(
+            f'#!/bin/sh\necho "$CNI_COMMAND" >> {self._log}\n'
+            f"cat > {self._log}.$CNI_COMMAND\n{script}\n"
+        )
+        path.chmod(0o755)
+
+    def calls(self) -> list[str]:
+        return self._log.read_text().split() if self._log.exists() else []
+
+    def stdin(self, command: str) -> Config:
+        """The configuration that the last call with this command got."""
+        return json.loads(self._log.with_name(f"{self._log.name}.{command}").read_text())
+
+
+@pytest.fixture
+def bin_folder(tmp_path: Path, podwire_executable: str, podwire_ipam_executable: str) -> Path:
+    """A folder for CNI_PATH with podwire and podwire-ipam."""
+    path = tmp_path / "bin"
+    path.mkdir()
+    (path / "podwire").symlink_to(podwire_executable)
+    (path / "podwire-ipam").symlink_to(podwire_ipam_executable)
+    return path
+
+
+@pytest.fixture
+def fake_ipam(bin_folder: Path) -> Callable[..., FakeIpam]:
+    """fake_ipam(script) puts a delegate of this behaviour into CNI_PATH."""
+
+    def make(script: str = "", name: str = "fake-ipam") -> FakeIpam:
+        return FakeIpam(bin_folder, name, script)
+
+    return make
+
+
+@pytest.fixture
+def plugin_there(podwire_executable: str, node: Namespace, bin_folder: Path) -> Plugin:
+    """podwire on the node, with `bin_folder` for its CNI_PATH."""
+    return Plugin(podwire_executable, node, str(bin_folder))
+
+
+@pytest.fixture
+def go_plugin(node: Namespace, bin_folder: Path) -> Callable[..., Plugin]:
+    """go_plugin("bridge") is a Go reference plugin on the node, with `bin_folder` as CNI_PATH.
+
+    Every further name is copied there, so that it can be delegated to.
+    """
+
+    def make(name: str, *delegates: str) -> Plugin:
+        folder = require.go_plugins(name, *delegates)
+        for delegate in delegates:
+            shutil.copy(os.path.join(folder, delegate), bin_folder / delegate)
+        return Plugin(os.path.join(folder, name), node, str(bin_folder))
+
+    return make

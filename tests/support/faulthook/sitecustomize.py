@@ -1,0 +1,75 @@
+"""Put on PYTHONPATH, this makes a Python program fail, die or be signalled at one system call.
+
+A *point* is a call that changes something or talks to the kernel. PODWIRE_FAULT is
+"<action>:<number>": what happens at the point of that number, counted from 1.
+
+    kill, kill-after    SIGKILL before or after the call
+    term, term-after    SIGTERM before or after the call
+    fail                the call is not made, and raises EIO
+    lost                the call is made, and raises EIO all the same
+
+PODWIRE_FAULT_LOG names a file that gets one line per point reached. Both variables are taken away
+here, so that programs which this one executes run undisturbed.
+"""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+
+_action, _, _number = os.environ.pop("PODWIRE_FAULT", "").partition(":")
+_log = os.environ.pop("PODWIRE_FAULT_LOG", "")
+_reached = 0
+_write, _open, _close = os.write, os.open, os.close
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+def _record(name):
+    if _log:
+        fd = _open(_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        _write(fd, f"{name}\n".encode())
+        _close(fd)
+
+
+def _point(name, call, args, kwargs):
+    global _reached
+    _reached += 1
+    _record(name)
+    if str(_reached) != _number:
+        return call(*args, **kwargs)
+    if _action == "fail":
+        raise OSError(errno.EIO, "fault of a test")
+    if _action in ("kill", "term"):
+        os.kill(os.getpid(), signal.SIGKILL if _action == "kill" else signal.SIGTERM)
+    result = call(*args, **kwargs)
+    if _action == "lost":
+        raise OSError(errno.EIO, "fault of a test")
+    if _action in ("kill-after", "term-after"):
+        os.kill(os.getpid(), signal.SIGKILL if _action == "kill-after" else signal.SIGTERM)
+    return result
+
+
+def _wrap(owner, name):
+    call = getattr(owner, name)
+
+    def wrapped(*args, **kwargs):
+        shown = [str(arg) for arg in args if isinstance(arg, (str, int))]
+        return _point(f"{name} {' '.join(shown)}", call, args, kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def _open_for_writing(path, flags, *args, **kwargs):
+    if not flags & _WRITING:
+        return _open(path, flags, *args, **kwargs)
+    return _point(f"open {path}", _open, (path, flags, *args), kwargs)
+
+
+if _action or _log:
+    for _name in ("write", "link", "unlink", "mkdir", "symlink", "rename", "utime", "ftruncate"):
+        _wrap(os, _name)
+    os.open = _open_for_writing
+    _wrap(fcntl, "flock")
+    for _name in ("send", "recv"):
+        _wrap(socket.socket, _name)
