@@ -21,7 +21,7 @@ venv: $(READY) ## the virtual environment with podwire in it
 $(READY): pyproject.toml
 	@PYTHON="$(PYTHON)" bash tests/support/make-venv.sh $(VENV)
 	@echo "installing podwire and its tools into $(VENV)"
-	@$(PIP) install -e ".[test,check]"
+	@$(PIP) install --config-settings editable_mode=compat -e ".[test,check]"
 	@touch $@
 
 components: ## install the real clients that tests use, where that is possible
@@ -45,7 +45,6 @@ coverage: $(READY) ## the same, and the lines that no test reaches as HTML in bu
 		--cov-report=html:build/coverage $(PYTEST_ARGS)
 
 demo: $(READY) ## the network of one node and of two, in namespaces of this machine
-	@bash tests/support/install-components.sh ip nsenter
 	@$(BIN)/podwire lab demo
 
 bench: $(READY) ## ADD, DEL and IPAM against the Go plugins

@@ -6,10 +6,11 @@ Rules of the measurement:
 - A call of a plugin is a whole process, from fork to exit, with stdin and stdout as pipes.
 - Ratios count, of medians and of pairs that ran next to each other. Absolute times belong to the
   machine they were taken on.
-- Nothing is left: network namespaces are held by file descriptors only, files lie in one folder.
+- Nothing is left, however the run ends: namespaces and files belong to the process alone.
+- A run is bounded: on a busy machine a scenario takes fewer samples, and the tables say how many.
 
     measure     one call, timed; the order of calls
-    namespaces  network namespaces without a name or a mount
+    namespaces  network namespaces and files that vanish with the process
     contenders  which executables are compared, and with which configuration
     pods        VERSION, ADD and DEL as processes
     ipam        adding and releasing an address at 10 to 60,000 reservations

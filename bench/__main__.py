@@ -8,8 +8,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from time import monotonic
 
-from bench import contenders, ipam, machine, pods, report, results
+from bench import contenders, ipam, machine, namespaces, pods, report, results
 from bench.contenders import Contender
 from bench.measure import CallFailedError
 from bench.results import Results, Series
@@ -31,7 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CallFailedError, OSError, ValueError) as e:
         print(f"bench: {e}", file=sys.stderr)
         return 1
-    print(report.text(found))
     for path, content in (
         (options.json, results.encode(found)),
         (options.markdown, report.page(found)),
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if path:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(content)
+    print(report.text(found))
     return 0
 
 
@@ -61,7 +63,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--profile", choices=("add", "del"), help="show where the time of one call goes instead"
     )
     parser.add_argument(
-        "--dir", default="/var/tmp", help="where the address directories are made (/var/tmp)"
+        "--dir", metavar="DIR", help="make the address directories here instead of in memory"
     )
     options = parser.parse_args(argv)
     if options.runs < 1:
@@ -82,11 +84,12 @@ def _measure(options: argparse.Namespace) -> Results:
     if os.geteuid() != 0 and _FAMILIES.keys() & set(wanted):
         notes.append("ADD and DEL were not measured: network namespaces need root.")
         wanted = [name for name in wanted if name not in _FAMILIES]
-    with tempfile.TemporaryDirectory(prefix="podwire-bench-", dir=options.dir) as folder:
+    with _folder(options.dir) as folder:
         about = machine.describe(folder)
         series: list[Series] = []
+        begin = monotonic()
         for name in wanted:
-            print(f"measuring {name} ...", file=sys.stderr, flush=True)
+            print(f"{monotonic() - begin:4.0f} s  measuring {name}", file=sys.stderr, flush=True)
             series += _scenario(name, sides, peer_ipam, folder, options.runs)
     about["load at the end"] = machine.load()
     measured = [*sides, peer_ipam] if peer_ipam else sides
@@ -98,6 +101,12 @@ def _measure(options: argparse.Namespace) -> Results:
         notes=tuple(notes),
         aliases={os.path.dirname(sides[0].executable): ".venv/bin"},
     )
+
+
+def _folder(directory: str | None) -> AbstractContextManager[str]:
+    if directory is None and os.geteuid() == 0:
+        return namespaces.memory()
+    return tempfile.TemporaryDirectory(prefix="podwire-bench-", dir=directory)
 
 
 def _scenario(

@@ -20,7 +20,7 @@ from typing import Any
 
 from bench import contenders
 from bench.contenders import Contender
-from bench.measure import Sample, execute, rotated
+from bench.measure import Budget, Sample, execute, rotated
 from bench.results import Series
 from cni_plugin.spec import Attachment
 from ipam import host_local, ranges
@@ -32,6 +32,7 @@ SCATTERED = "podwire, scattered"
 PAIRS = 200
 PEER_PAIRS = 8
 _WARM_UPS = 5
+_LEAST = 60  # pairs, however slow the machine is
 _SUBNET = IPv4Network("10.244.0.0/16")
 _NETWORK = "bench"
 
@@ -43,8 +44,7 @@ class _Fill:
         self.name = name
         self.size = size
         self.data_dir = folder
-        self.add: list[Sample] = []
-        self.release: list[Sample] = []
+        self._samples: dict[str, list[Sample]] = {}
 
     def populate(self, addresses: Sequence[int]) -> None:
         """Write the reservations as files, in the reference's format."""
@@ -58,9 +58,12 @@ class _Fill:
         finally:
             os.close(folder)
 
+    def keep(self, what: str, sample: Sample) -> None:
+        self._samples.setdefault(what, []).append(sample)
+
     def series(self) -> list[Series]:
         found = []
-        for what, samples in (("add", self.add), ("release", self.release)):
+        for what, samples in self._samples.items():
             wall, cpu = zip(*samples, strict=True)
             found.append(Series("ipam", what, self.name, wall, cpu if any(cpu) else (), self.size))
         return found
@@ -87,24 +90,28 @@ class _Podwire(_Fill):
         host_local.release(self._conf.place, attachment)
         end = perf_counter_ns()
         if keep:
-            self.add.append(Sample(middle - start, 0))
-            self.release.append(Sample(end - middle, 0))
+            self.keep("add", Sample(middle - start, 0))
+            self.keep("release", Sample(end - middle, 0))
 
 
 class _Peer(_Fill):
-    """Measured as processes."""
+    """Measured as processes, with a VERSION before each pair: a start, and nothing else."""
 
     def __init__(self, contender: Contender, size: int, folder: str) -> None:
         super().__init__(contender.name, size, folder)
         self._contender = contender
 
     def pair(self, turn: int, keep: bool) -> None:
-        for command, samples in (("ADD", self.add), ("DEL", self.release)):
-            config = _config(self.data_dir)
-            call = self._contender.call(command, config, f"pod-{turn}", "/unused")
+        config, pod = _config(self.data_dir), f"pod-{turn}"
+        calls = {
+            "VERSION": self._contender.version(),
+            "add": self._contender.call("ADD", config, pod, "/unused"),
+            "release": self._contender.call("DEL", config, pod, "/unused"),
+        }
+        for what, call in calls.items():
             sample = execute(call)[0]
             if keep:
-                samples.append(sample)
+                self.keep(what, sample)
 
 
 def ipam(peer: Contender | None, folder: str, pairs: int = PAIRS) -> list[Series]:
@@ -115,20 +122,17 @@ def ipam(peer: Contender | None, folder: str, pairs: int = PAIRS) -> list[Series
     theirs = [_Peer(peer, size, f"{top}/go-{size}") for size in FILLS] if peer else []
     for fill in (*ours, *theirs):
         fill.populate(_addresses(fill.size, scattered=fill.name == SCATTERED))
-    starts: list[Sample] = []
     every = max(1, pairs // PEER_PAIRS)
+    budget = Budget()
     for turn in range(-_WARM_UPS, pairs):
+        if budget.spent(turn, _LEAST):
+            break
         for mine in rotated(ours, turn):
             mine.pair(turn + _WARM_UPS, turn >= 0)
         if peer is not None and (turn == -1 or (turn >= 0 and turn % every == 0)):
             for other in rotated(theirs, turn // every):
-                starts.append(execute(peer.version())[0])
                 other.pair(turn + _WARM_UPS, turn >= 0)
-    found = [series for fill in (*ours, *theirs) for series in fill.series()]
-    if peer is not None:
-        wall, cpu = zip(*starts, strict=True)
-        found.append(Series("ipam", "VERSION", peer.name, wall, cpu))
-    return found
+    return [series for fill in (*ours, *theirs) for series in fill.series()]
 
 
 def _addresses(size: int, scattered: bool) -> list[int]:

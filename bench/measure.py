@@ -9,12 +9,13 @@ import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 from typing import Any, NamedTuple, TypeVar
 
 from bench.namespaces import Namespace
 
 TIMEOUT_S = 60.0
+BUDGET_S = 40.0
 _OUTPUT_BYTES = 1 << 20
 
 T = TypeVar("T")
@@ -41,6 +42,17 @@ class Sample(NamedTuple):
 
     wall: int
     cpu: int
+
+
+class Budget:
+    """How long a scenario may take: BUDGET_S from its construction."""
+
+    def __init__(self) -> None:
+        self._end = monotonic() + BUDGET_S
+
+    def spent(self, taken: int, least: int) -> bool:
+        """Whether to stop; never before `least` samples were taken."""
+        return taken >= least and monotonic() > self._end
 
 
 class CallFailedError(Exception):

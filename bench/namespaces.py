@@ -1,7 +1,8 @@
-"""Network namespaces held by file descriptors: when the process ends, however it ends, they go.
+"""Network namespaces and files that go when the process ends, however it ends.
 
-A plugin gets them by the path /proc/<pid>/fd/<fd>. The benchmark enters a node's namespace itself
-and starts the plugin there, so that no `nsenter` is part of what is measured.
+Network namespaces are held by file descriptors, files lie on a tmpfs that only this process sees. A
+plugin gets a namespace by the path /proc/<pid>/fd/<fd>. The benchmark enters a node's namespace
+itself and starts the plugin there, so that no `nsenter` is part of what is measured.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import fcntl
 import os
 import socket
 import struct
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_CLONE_NEWNET = 0x40000000
+_CLONE_NEWNET, _CLONE_NEWNS = 0x40000000, 0x00020000
+_MS_PRIVATE_TREE = 0x44000  # MS_REC | MS_PRIVATE
+_MNT_DETACH = 2
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 0x1
 _OWN = "/proc/thread-self/ns/net"
@@ -57,6 +61,20 @@ class Namespace:
                 _checked(_libc.setns(own, _CLONE_NEWNET), "setns")
         finally:
             os.close(own)
+
+
+@contextmanager
+def memory() -> Iterator[str]:
+    """A folder in memory; the process moves to a mount namespace of its own, and stays there."""
+    with tempfile.TemporaryDirectory(prefix="podwire-bench-") as folder:
+        _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
+        _checked(_libc.mount(b"none", b"/", None, _MS_PRIVATE_TREE, None), "make / private")
+        path = os.fsencode(folder)
+        _checked(_libc.mount(b"tmpfs", path, b"tmpfs", 0, b"mode=0700"), "mount tmpfs")
+        try:
+            yield folder
+        finally:
+            _libc.umount2(path, _MNT_DETACH)
 
 
 def _checked(result: int, what: str) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 
 from bench import contenders
 from bench.contenders import Contender
-from bench.measure import CallFailedError, Sample, execute, rotated
+from bench.measure import Budget, CallFailedError, Sample, execute, rotated
 from bench.namespaces import Namespace
 from bench.results import Series
 
 WARM_UPS = 3
+_LEAST = 5  # runs, however slow the machine is
 _SETTLE_S = 0.005  # the kernel finishes off deleted links behind a call's back
 
 
@@ -75,7 +76,10 @@ def pods(
         nodes = [_Node(side, f"{folder}/{scenario}", families, pods, stack) for side in sides]
         for node in nodes:
             node.run("ADD", 0)
+        budget = Budget()
         for pod in range(1, pods):
+            if budget.spent(pod - 1 - WARM_UPS, _LEAST):
+                break
             for command in ("ADD", "DEL"):
                 for node in rotated(nodes, pod):
                     sample = node.run(command, pod)

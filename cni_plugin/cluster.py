@@ -40,6 +40,11 @@ def join(path: str, node_name: str, route_socket: RouteSocket) -> Cluster:
     return Cluster(known, own)
 
 
+def refuse_foreign(cluster: Cluster, subnet: IPNetwork) -> None:
+    """Raises CniError 106 for a range that is another node's, 7 for one that is nobody's."""
+    inventories.refuse_foreign_subnet(cluster.inventory, cluster.own, subnet)
+
+
 def _node_networks(
     own: Node, local: tuple[tuple[str, IPInterface], ...]
 ) -> list[tuple[str, IPNetwork]]:
@@ -61,6 +66,13 @@ def sync(cluster: Cluster, route_socket: RouteSocket) -> routes.Changes:
         return routes.Changes()
     with node_lock(exclusive=True):
         return routes.sync(table, wanted)
+
+
+def refuse_obstructed(cluster: Cluster, route_socket: RouteSocket) -> None:
+    """Raises CniError 103 when another program's route is in the way of one that is missing."""
+    table = KernelRouteTable(route_socket)
+    wanted = routes.desired(cluster.inventory, cluster.own)
+    table.refuse_obstructed(routes.difference(wanted, table.owned()).add)
 
 
 def missing(cluster: Cluster, route_socket: RouteSocket) -> list[str]:

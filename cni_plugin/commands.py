@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import NamedTuple
 
 from cni_plugin import cluster, datapath, leases, netconf, results, skel
@@ -75,9 +76,7 @@ def run_ipam(request: Request, node: Node) -> bytes:
         previous = _previous(request)
         own.check([ip.address.ip for ip in previous.ips] if previous else [])
     elif request.command == "GC":
-        valid = _valid_attachments(request)
-        if valid is not None:
-            own.collect(valid)
+        own.collect(_valid_attachments(request))
     else:
         own.status()
     return b""
@@ -128,7 +127,7 @@ def _add(request: Request, node: Node) -> bytes:
     privileges.require()
     with _sandbox(request.netns) as sandbox:
         nodes = _cluster(conf, node)
-        source = leases.of(request, node.environ, nodes.own.pod_cidrs if nodes else ())
+        source = _leases(request, node, nodes)
         attach.refuse_existing(sandbox, request.attachment.ifname)
         with _all_or_nothing(node) as undo:
             leased = source.add()
@@ -155,6 +154,13 @@ def _cluster(conf: NetConf, node: Node) -> cluster.Cluster | None:
     if not conf.nodes:
         return None
     return cluster.join(conf.nodes, conf.node_name, node.route_socket)
+
+
+def _leases(request: Request, node: Node, nodes: cluster.Cluster | None) -> leases.Leases:
+    if nodes is None:
+        return leases.of(request, node.environ)
+    refuse_foreign = partial(cluster.refuse_foreign, nodes)
+    return leases.of(request, node.environ, nodes.own.pod_cidrs, refuse_foreign)
 
 
 # --- DEL --------------------------------------------------------------------------------------
@@ -223,7 +229,7 @@ def _check(request: Request, node: Node) -> bytes:
             "the runtime passes the result of ADD as prevResult",
         )
     nodes = _cluster(conf, node)
-    source = leases.of(request, node.environ, nodes.own.pod_cidrs if nodes else ())
+    source = _leases(request, node, nodes)
     with _sandbox(request.netns) as sandbox:
         mine = _own_part(request, previous)
         plan = datapath.plan(conf, request.attachment, mine.leases)
@@ -279,13 +285,27 @@ def _own_part(request: Request, previous: Result) -> _OwnPart:
 
 
 def _whole_routes(request: Request, routes: tuple[Route, ...]) -> tuple[Route, ...]:
-    """prevResult's routes; what a version before 1.1.0 can't say of them (a table, a metric) is
-    taken from the configured route they came from."""
-    if skel.at_least(request.version, "1.1.0"):
-        return routes
-    configured = results.decode_routes(Fields(request.conf).child("ipam"), "routes")
+    """prevResult's routes, as CHECK can compare them.
+
+    What a version before 1.1.0 can't say of them (a table, a metric) is taken from the configured
+    route they came from. One without a gateway that is not configured here belongs to an earlier
+    plugin of the chain, and only that one knows which way it leads.
+    """
+    configured = _configured_routes(request)
     whole = {(route.dst, route.gw): route for route in configured}
-    return tuple(whole.get((route.dst, route.gw), route) for route in routes)
+    known = [route for route in routes if route.gw is not None or (route.dst, None) in whole]
+    if skel.at_least(request.version, "1.1.0"):
+        return tuple(known)
+    return tuple(whole.get((route.dst, route.gw), route) for route in known)
+
+
+def _configured_routes(request: Request) -> tuple[Route, ...]:
+    try:
+        return results.decode_routes(Fields(request.conf).child("ipam"), "routes")
+    except CniError:
+        if netconf.ipam_type(request.conf) in leases.IN_PROCESS:
+            raise
+        return ()  # another plugin's section, whose routes may look otherwise
 
 
 # --- GC and STATUS ----------------------------------------------------------------------------
@@ -296,6 +316,7 @@ def _collect(request: Request, node: Node) -> bytes:
     valid = _valid_attachments(request)
     source = leases.of(request, node.environ, strict=False)
     if valid is None:
+        source.collect(None)
         return b""
     aliases = frozenset(datapath.alias(request.network, attachment) for attachment in valid)
     prefix = datapath.alias_prefix(request.network)
@@ -342,12 +363,13 @@ def _status(request: Request, node: Node) -> bytes:
     try:
         privileges.require()
         nodes = _cluster(conf, node)
-        source = leases.of(request, node.environ, nodes.own.pod_cidrs if nodes else ())
-        if conf.mode == "bridge":
-            link = observe.link(node.route_socket, conf.bridge)
-            if link is not None:
-                bridge.refuse_other_kind(link)
+        source = _leases(request, node, nodes)
         source.status()
+        if conf.mode == "bridge":
+            gateways = source.gateways() if conf.is_gateway and not conf.force_address else ()
+            bridge.refuse_unusable(node.route_socket, conf.bridge, gateways)
+        if nodes:
+            cluster.refuse_obstructed(nodes, node.route_socket)
     except CniError as e:
         if e.code >= Code.POOL_EXHAUSTED or e.code == Code.IO_FAILURE:
             raise CniError(Code.NOT_AVAILABLE, e.msg, e.details) from e

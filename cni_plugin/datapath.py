@@ -11,7 +11,6 @@ Both families go through the same code: a list of addresses, each of which knows
 from __future__ import annotations
 
 from collections.abc import Iterator
-from hashlib import blake2s
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_network
 from typing import NamedTuple
 
@@ -29,10 +28,15 @@ from cni_plugin.spec import (
     Route,
 )
 
+try:  # hashlib loads OpenSSL, which takes 3 ms
+    from _blake2 import blake2s
+except ImportError:
+    from hashlib import blake2s
+
 SCOPE_UNIVERSE = 0  # RT_SCOPE_UNIVERSE, include/uapi/linux/rtnetlink.h
 SCOPE_LINK = 253  # RT_SCOPE_LINK
 _IPV6_MIN_MTU = 1280  # RFC 8200, section 5
-_ALIAS_BYTES = 255  # IFALIASZ - 1, include/uapi/linux/if.h
+_ALIAS_BYTES = 254  # IFALIASZ is 256, with the terminating zero that netlink carries as well
 
 
 ROUTE_PROTOCOL = 112  # podwire's own; free in include/uapi/linux/rtnetlink.h and iproute2's list
@@ -91,7 +95,7 @@ class PodNetwork(NamedTuple):
 
 
 def _digest(*parts: str) -> bytes:
-    return blake2s("\0".join(parts).encode("utf-8", "surrogateescape")).digest()
+    return blake2s("\0".join(parts).encode("utf-8", "surrogatepass")).digest()
 
 
 def host_veth_name(network: str, attachment: Attachment) -> str:
@@ -107,7 +111,7 @@ def alias_prefix(network: str) -> str:
 def alias(network: str, attachment: Attachment) -> str:
     """The alias of a host veth: who it belongs to, readable in `ip link`.
 
-    The kernel keeps 255 bytes; longer identifiers are cut and closed with a hash.
+    The kernel keeps 254 bytes; longer identifiers are cut and closed with a hash.
     """
     start = alias_prefix(network)
     room = _ALIAS_BYTES - len(start.encode()) - len(attachment.ifname.encode()) - 1

@@ -13,7 +13,7 @@ from typing import Any
 
 from cni_plugin.fields import Fields, shown
 from cni_plugin.results import decode_result
-from cni_plugin.spec import CniError, Code, Request, Result
+from cni_plugin.spec import SUPPORTED_VERSIONS, CniError, Code, Request, Result
 
 _TIMEOUT_S = 120.0  # a DHCP lease may take its time; a runtime gives up later than this
 
@@ -30,7 +30,7 @@ class Delegate:
         """The delegate's result. A delegate that fails is sent a DEL (specification, section 4)."""
         try:
             reply = self._run("ADD")
-            return decode_result(Fields(reply, f"{self._kind}: result"), self._request.version)
+            return _result(Fields(reply, f"{self._kind}: result"), self._request.version)
         except CniError as failure:
             try:
                 self.delete()
@@ -114,6 +114,12 @@ class Delegate:
             f"ipam.type: {self._kind} failed on {command}: {msg}",
             details if isinstance(details, str) else "",
         )
+
+
+def _result(reply: Fields, version: str) -> Result:
+    """The reply in the version it says it has; the request's, where it says none."""
+    said = reply.text("cniVersion") or version
+    return decode_result(reply, said if said in SUPPORTED_VERSIONS else version)
 
 
 def _json_object(data: bytes) -> Mapping[str, Any] | None:

@@ -15,7 +15,8 @@ from cni_plugin.spec import IPAddress, IPInterface, IPNetwork, Route
 
 
 class LinkState(NamedTuple):
-    """A link as the kernel shows it. `master` and `ifindex` are interface indexes, 0 for none."""
+    """A link as the kernel shows it. `master`, `peer` and `ifindex` are interface indexes, 0 for
+    none; `peer` is a veth's other end, when that is in another network namespace."""
 
     ifindex: int
     name: str
@@ -26,13 +27,14 @@ class LinkState(NamedTuple):
     promisc: bool
     forwarding: bool
     master: int
+    peer: int
     alias: str
     hairpin: bool
     isolated: bool
 
 
 class RouteState(NamedTuple):
-    """A unicast route of one link."""
+    """A unicast route."""
 
     dst: IPNetwork
     gw: IPAddress | None
@@ -82,6 +84,8 @@ def _pod_drift(pod: PodLink, pod_mac: str, seen: Observed) -> Iterator[str]:
         return
     if link.kind != "veth":
         yield f"the pod's interface {pod.name} is a {link.kind or 'device'}, not a veth"
+    if seen.host is not None and link.peer != seen.host.ifindex:
+        yield f"the pod's interface {pod.name} is not the other end of {seen.host.name}"
     if not link.up:
         yield f"the pod's interface {pod.name} is down"
     if pod_mac and link.mac != pod_mac:

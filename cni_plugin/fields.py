@@ -20,6 +20,8 @@ def shown(value: object) -> str:
     """The value as JSON, shortened, for an error message."""
     try:
         text = dumps(value, ensure_ascii=False)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     except (TypeError, ValueError):
         text = repr(value)
     text = text.encode("utf-8", "backslashreplace").decode()

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from ipaddress import ip_interface
 from typing import Protocol
 
@@ -24,7 +24,10 @@ class Leases(Protocol):
     def add(self) -> Result: ...
     def delete(self) -> None: ...
     def check(self, addresses: Collection[IPAddress]) -> None: ...
-    def collect(self, valid: frozenset[Attachment]) -> None: ...
+    def collect(self, valid: frozenset[Attachment] | None) -> None:
+        """GC. None for `valid`: the runtime did not say, so nothing of ours may go."""
+        ...
+
     def status(self) -> None: ...
     def holds(self) -> bool:
         """Whether the attachment is known to hold an address here."""
@@ -56,8 +59,9 @@ class _HostLocal:
     def check(self, addresses: Collection[IPAddress]) -> None:
         host_local.check(self._strict, self._request.attachment, addresses)
 
-    def collect(self, valid: frozenset[Attachment]) -> None:
-        host_local.collect(self._place, valid)
+    def collect(self, valid: frozenset[Attachment] | None) -> None:
+        if valid is not None:
+            host_local.collect(self._place, valid)
 
     def status(self) -> None:
         host_local.status(self._strict)
@@ -86,7 +90,7 @@ class _Delegated:
     def check(self, addresses: Collection[IPAddress]) -> None:
         self._delegate.check()
 
-    def collect(self, valid: frozenset[Attachment]) -> None:
+    def collect(self, valid: frozenset[Attachment] | None) -> None:
         self._delegate.collect()
 
     def status(self) -> None:
@@ -111,7 +115,7 @@ class _Nobody:
     def check(self, addresses: Collection[IPAddress]) -> None:
         pass
 
-    def collect(self, valid: frozenset[Attachment]) -> None:
+    def collect(self, valid: frozenset[Attachment] | None) -> None:
         pass
 
     def status(self) -> None:
@@ -128,9 +132,11 @@ def of(
     request: Request,
     environ: Mapping[str, str],
     subnets: tuple[IPNetwork, ...] = (),
+    refuse_foreign: Callable[[IPNetwork], None] = lambda subnet: None,
     strict: bool = True,
 ) -> Leases:
-    """The leases of a request. `subnets` are the node's podCIDRs, from an inventory.
+    """The leases of a request. `subnets` are the node's podCIDRs, from an inventory;
+    `refuse_foreign` raises CniError for a range that is another node's.
 
     `strict` reads the whole ipam section now, and raises CniError 7 for what is wrong in it; DEL
     and GC need only know where the reservations are.
@@ -139,7 +145,8 @@ def of(
     if not kind:
         return _Nobody()
     if kind in IN_PROCESS:
-        return _HostLocal(request, config.parse(request, subnets) if strict else None)
+        conf = config.parse(request, subnets, refuse_foreign) if strict else None
+        return _HostLocal(request, conf)
     return _Delegated(Delegate(kind, request, environ))
 
 

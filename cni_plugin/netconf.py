@@ -22,7 +22,10 @@ from cni_plugin.spec import DNS, CniError, Code, Request, Result
 DEFAULT_BRIDGE = "cni0"
 MODES = ("bridge", "ptp")
 _MTU_LOW, _MTU_HIGH = 68, 65535  # RFC 791 and the kernel's limit for veth
-_MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
+_MAC = re.compile(
+    r"[0-9a-f]{2}(?:([:-])[0-9a-f]{2})(?:\1[0-9a-f]{2}){4}|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2}"
+)
+_NO_SEPARATORS = str.maketrans("", "", ":-.")
 
 
 class NetConf(NamedTuple):
@@ -122,7 +125,7 @@ def _refuse_unsupported(fields: Fields) -> None:
 def _asks_nothing(value: object) -> bool:
     """Absent, false, zero, empty: the reference does nothing for these either."""
     if isinstance(value, dict):
-        return all(_asks_nothing(inner) for inner in value.values())
+        return not any(value.values())
     return value is None or value is False or value == 0 or value in ("", [])
 
 
@@ -148,9 +151,10 @@ def _mac(request: Request) -> str:
     for path, value in _macs(fields, request.cni_args):
         if not value:
             continue
-        if not _MAC.fullmatch(value):
+        if not _MAC.fullmatch(value.lower()):
             raise _bad_mac(path, value, "expected a MAC address such as 02:42:0a:f4:00:05")
-        chosen = value.lower().replace("-", ":")
+        digits = value.lower().translate(_NO_SEPARATORS)
+        chosen = ":".join(digits[i : i + 2] for i in range(0, 12, 2))
         if int(chosen[:2], 16) & 1 or chosen == "00:00:00:00:00:00":
             raise _bad_mac(path, value, "expected a unicast MAC address")
     return chosen

@@ -174,9 +174,9 @@ def _attachment(environ: Mapping[str, str]) -> Attachment:
 
 def ifname_problem(name: str) -> str:
     """What is wrong with a link's name by the kernel's rules; "" when nothing is."""
-    if not name or len(name.encode("utf-8", "surrogateescape")) > _IFNAME_BYTES:
+    if not name or len(name.encode("utf-8", "surrogatepass")) > _IFNAME_BYTES:
         return f"must have 1 to {_IFNAME_BYTES} bytes"
-    if name in (".", ".."):
+    if name in (".", "..", "all", "default"):  # the last two are folders of sysctls
         return "is a reserved name"
     if any(char in "/:%" or char.isspace() or not char.isprintable() for char in name):
         return "must not hold '/', ':', '%', white space or control characters"

@@ -11,7 +11,7 @@ of the fields, and a range's bounds must be in order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import NamedTuple
 
@@ -58,11 +58,16 @@ class _Named(NamedTuple):
     paths: tuple[str, ...]
 
 
-def parse(request: Request, subnets: tuple[IPNetwork, ...] = ()) -> HostLocalConf:
+def parse(
+    request: Request,
+    subnets: tuple[IPNetwork, ...] = (),
+    refuse_foreign: Callable[[IPNetwork], None] = lambda subnet: None,
+) -> HostLocalConf:
     """The ipam section of a request, with the addresses that the runtime asks for.
 
     `subnets` are this node's pod subnets, from an inventory. They are the ranges, one set each,
     when the configuration has none; otherwise every range must lie inside one of them.
+    `refuse_foreign` is asked first, and may know whose a subnet is instead.
 
     Raises CniError: 7 for a wrong value, 4 for one in CNI_ARGS.
     """
@@ -70,7 +75,7 @@ def parse(request: Request, subnets: tuple[IPNetwork, ...] = ()) -> HostLocalCon
     ipam = fields.child("ipam")
     named = list(_range_sets(fields, ipam))
     if named:
-        _refuse_foreign(named, subnets)
+        _refuse_foreign(named, subnets, refuse_foreign)
     else:
         named = [_whole(subnet, index) for index, subnet in enumerate(subnets)]
     if not named:
@@ -196,12 +201,17 @@ def _whole(subnet: IPNetwork, index: int) -> _Named:
     return _Named((_range(Fields({"subnet": str(subnet)}, where)),), (where,))
 
 
-def _refuse_foreign(named: list[_Named], subnets: tuple[IPNetwork, ...]) -> None:
+def _refuse_foreign(
+    named: list[_Named],
+    subnets: tuple[IPNetwork, ...],
+    refuse_foreign: Callable[[IPNetwork], None],
+) -> None:
     """Addresses of another node's subnet would be unreachable: nobody routes them here."""
     if not subnets:
         return
     for entry in named:
         for found, path in zip(entry.range_set, entry.paths, strict=True):
+            refuse_foreign(found.subnet)
             if not any(_inside(found.subnet, subnet) for subnet in subnets):
                 raise invalid(
                     f"{path}.subnet",

@@ -203,14 +203,16 @@ class Directory:
         rebooted = bool(before and self._boot and before != self._boot)
         mirrors, entries = self._index.listing()
         present = _inodes(self._fd)
-        count = len(entries)
-        for name in list(mirrors):
-            known = name in present and same_file(present[name], mirrors[name])
-            if known and not rebooted:
-                continue
-            if known:
+        known = {name for name in mirrors if same_file(present.get(name, 0), mirrors[name])}
+        if rebooted:
+            for name in known:
                 os.unlink(name, dir_fd=self._fd)
                 del present[name]
+            self._index.clear(entries)
+            self._index.clear(mirrors)
+            mirrors, entries, known = {}, [], set()
+        count = len(entries)
+        for name in [name for name in mirrors if name not in known]:
             count -= self._index.drop(name)
             del mirrors[name]
         if self._boot and before != self._boot:

@@ -22,7 +22,7 @@ docs/adr/0002-host-local-directory-and-index.md tells how it stays in step.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from stat import S_ISREG
 from typing import NamedTuple
@@ -189,7 +189,8 @@ class Index:
             os.unlink(address, dir_fd=self.fd)
         return removed
 
-    def clear(self, names: Collection[str]) -> None:
+    def clear(self, names: Iterable[str]) -> None:
+        """Removes these mirrors or entries; gaps between entries are the caller's concern."""
         for name in names:
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self.fd)

@@ -25,10 +25,10 @@ ALIAS_ADOPTED = "podwire bridge (adopted)"
 def ready(route_socket: RouteSocket, bridge: Bridge) -> LinkState | None:
     """The bridge, if an earlier ADD made it ready: the common case; a shared lock will do."""
     link = observe.link(route_socket, bridge.name)
-    if link is None or not link.alias or not link.up or (bridge.promisc and not link.promisc):
+    if link is None or link.alias not in (ALIAS_MADE, ALIAS_ADOPTED) or not link.up:
         return None
     refuse_other_kind(link)
-    return link
+    return None if bridge.promisc and not link.promisc else link
 
 
 def ensure(route_socket: RouteSocket, bridge: Bridge, dad: bool, undo: ExitStack) -> LinkState:
@@ -36,20 +36,33 @@ def ensure(route_socket: RouteSocket, bridge: Bridge, dad: bool, undo: ExitStack
 
     An earlier ADD may have been killed half way, so each step is looked at by itself.
     """
+    alias = ALIAS_ADOPTED
     link = observe.link(route_socket, bridge.name)
-    if link is None:
-        link = _create(route_socket, bridge, undo)
+    if link is None and _create(route_socket, bridge, undo):
         alias = ALIAS_MADE
-    else:
-        refuse_other_kind(link)
-        alias = link.alias or ALIAS_ADOPTED
+    link = link or observe.link(route_socket, bridge.name)
+    if link is None:
+        raise KernelError(errnos.ENODEV, f"find bridge {bridge.name} after its creation")
+    refuse_other_kind(link)
     sysctl.quieten(link.name)
     if not dad:
         sysctl.skip_dad(link.name)
-    # A MAC address that was set by hand, if only to itself, no longer follows the ports'.
-    up = messages.set_bridge(link.ifindex, link.name, bridge.promisc, mac=link.mac, alias=alias)
+    mac = link.mac if _may_follow_ports(route_socket, link) else ""
+    up = messages.set_bridge(
+        link.ifindex, link.name, bridge.promisc, mac=mac, alias="" if link.alias else alias
+    )
     route_socket.batch([up])
     return link
+
+
+def _may_follow_ports(route_socket: RouteSocket, link: LinkState) -> bool:
+    """Whether the bridge's MAC address may still be that of its lowest port.
+
+    One that was set by hand, if only to itself, follows no longer; setting it again would make
+    the node forget its neighbours.
+    """
+    macs = [port.mac for port in observe.ports(route_socket, link.ifindex)]
+    return not macs or link.mac in macs
 
 
 def refuse_other_kind(link: LinkState) -> None:
@@ -62,15 +75,34 @@ def refuse_other_kind(link: LinkState) -> None:
         )
 
 
-def _create(route_socket: RouteSocket, bridge: Bridge, undo: ExitStack) -> LinkState:
+def refuse_unusable(
+    route_socket: RouteSocket, name: str, gateways: tuple[IPInterface, ...]
+) -> None:
+    """For STATUS: CniError 103 when the bridge exists and an ADD could not use it."""
+    link = observe.link(route_socket, name)
+    if link is None:
+        return
+    refuse_other_kind(link)
+    if not gateways:
+        return
+    for present in observe.addresses(route_socket, link.ifindex):
+        for gateway in gateways:
+            if present not in gateways and in_conflict(gateway, present):
+                raise _conflict(name, gateway, present)
+
+
+def _create(route_socket: RouteSocket, bridge: Bridge, undo: ExitStack) -> bool:
+    """Make the bridge; False when somebody who does not know our lock was faster."""
     mac = bytearray(os.urandom(6))
     mac[0] = (mac[0] & 0xFC) | 0x02  # locally administered, unicast
-    route_socket.batch([messages.create_bridge(bridge.name, mac.hex(":"), bridge.mtu)])
+    try:
+        route_socket.batch([messages.create_bridge(bridge.name, mac.hex(":"), bridge.mtu)])
+    except KernelError as e:
+        if e.errno != errnos.EEXIST:
+            raise
+        return False
     undo.callback(_remove_unused, route_socket, bridge.name)
-    link = observe.link(route_socket, bridge.name)
-    if link is None:
-        raise KernelError(errnos.ENODEV, f"find bridge {bridge.name} after its creation")
-    return link
+    return True
 
 
 def _remove_unused(route_socket: RouteSocket, name: str) -> None:
@@ -121,13 +153,17 @@ def _make_way(
 ) -> None:
     """Remove an address that is in the gateway's way, if the configuration allows it."""
     if not bridge.force_address:
-        raise CniError(
-            Code.LINK_CONFLICT,
-            f"bridge: {bridge.name} has the address {other}, the gateway would be {gateway}",
-            'remove that address, choose another "bridge", or set "forceAddress": true',
-        )
+        raise _conflict(bridge.name, gateway, other)
     route_socket.batch(
         [messages.delete_address(other, link.ifindex, link.name)], ignore=(errnos.EADDRNOTAVAIL,)
+    )
+
+
+def _conflict(name: str, gateway: IPInterface, other: IPInterface) -> CniError:
+    return CniError(
+        Code.LINK_CONFLICT,
+        f"bridge: {name} has the address {other}, the gateway would be {gateway}",
+        'remove that address, choose another "bridge", or set "forceAddress": true',
     )
 
 

@@ -50,7 +50,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_DELNEIGH = 29
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
-NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
+NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
 IFF_UP, IFF_PROMISC = 0x1, 0x100
 IFA_F_NODAD, IFA_F_TENTATIVE, IFA_F_DADFAILED = 0x02, 0x40, 0x08
 RTPROT_BOOT = 3
@@ -58,7 +58,6 @@ RTN_UNICAST = 1
 _RTEXT_FILTER_SKIP_STATS = 8
 
 CREATE = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
-REPLACE = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
 CHANGE = NLM_F_REQUEST | NLM_F_ACK
 DUMP = NLM_F_REQUEST | NLM_F_DUMP
 
@@ -119,9 +118,10 @@ def create_bridge(name: str, mac: str, mtu: int) -> Message:
 
 
 def set_bridge(index: int, name: str, promisc: bool, mac: str, alias: str) -> Message:
-    """The bridge up; promiscuous when asked; its MAC address fixed; the alias that marks it."""
+    """The bridge up; promiscuous when asked; `mac` and `alias` are set unless they are ""."""
     flags = IFF_UP | (IFF_PROMISC if promisc else 0)
-    attrs = [("IFLA_ADDRESS", mac), ("IFLA_IFALIAS", alias)]
+    wanted = {"IFLA_ADDRESS": mac, "IFLA_IFALIAS": alias}
+    attrs = [(name, text) for name, text in wanted.items() if text]
     value = {"index": index, "flags": flags, "change": flags, "attrs": attrs}
     return _message(ifinfmsg, value, RTM_NEWLINK, CHANGE, f"set up bridge {name}")
 
@@ -165,6 +165,11 @@ def set_host_veth(index: int, host: HostVeth, port: bool) -> Message:
 def link_up(index: int, name: str) -> Message:
     value = {"index": index, "flags": IFF_UP, "change": IFF_UP}
     return _message(ifinfmsg, value, RTM_NEWLINK, CHANGE, f"set link {name} up")
+
+
+def set_mac(index: int, name: str, mac: str) -> Message:
+    value = {"index": index, "attrs": [("IFLA_ADDRESS", mac)]}
+    return _message(ifinfmsg, value, RTM_NEWLINK, CHANGE, f"set the MAC address of {name}")
 
 
 def delete_link(name: str) -> Message:
@@ -242,13 +247,11 @@ def _route(route: Route, index: int, protocol: int) -> dict[str, Any]:
     }
 
 
-def add_route(
-    route: Route, index: int = 0, protocol: int = RTPROT_BOOT, flags: int = CREATE
-) -> Message:
+def add_route(route: Route, index: int = 0, protocol: int = RTPROT_BOOT) -> Message:
     """A unicast route through the link with `index`, or where its gateway leads."""
     via = f" via {route.gw}" if route.gw is not None else ""
     what = f"add route to {route.dst}{via}"
-    return _message(rtmsg, _route(route, index, protocol), RTM_NEWROUTE, flags, what)
+    return _message(rtmsg, _route(route, index, protocol), RTM_NEWROUTE, CREATE, what)
 
 
 def add_device_route(dst: IPNetwork, index: int) -> Message:

@@ -39,10 +39,16 @@ def state(entry: Any) -> LinkState:
         promisc=bool(flags & messages.IFF_PROMISC),
         forwarding=port is not None and port.get_attr("IFLA_BRPORT_STATE") == _PORT_FORWARDING,
         master=entry.get_attr("IFLA_MASTER") or 0,
+        peer=_peer(entry),
         alias=entry.get_attr("IFLA_IFALIAS") or "",
         hairpin=port is not None and bool(port.get_attr("IFLA_BRPORT_MODE")),
         isolated=port is not None and bool(port.get_attr("IFLA_BRPORT_ISOLATED")),
     )
+
+
+def _peer(entry: Any) -> int:
+    elsewhere = entry.get_attr("IFLA_LINK_NETNSID") is not None
+    return int(entry.get_attr("IFLA_LINK") or 0) if elsewhere else 0
 
 
 def ports(route_socket: RouteSocket, bridge: int) -> list[LinkState]:
@@ -95,11 +101,11 @@ def _address_entries(
         yield entry["index"], ip_interface(f"{text}/{entry['prefixlen']}"), flags
 
 
-def routes(route_socket: RouteSocket, index: int, table: int = 0) -> tuple[RouteState, ...]:
-    """The unicast routes through one link, of both families."""
+def routes(route_socket: RouteSocket, index: int = 0) -> tuple[RouteState, ...]:
+    """The unicast routes of both families, of one link or (`index` 0) of the whole namespace."""
     found = []
     for version in (4, 6):
-        for entry in route_socket.dump(messages.dump_routes(version, index=index, table=table)):
+        for entry in route_socket.dump(messages.dump_routes(version, index=index)):
             dst = messages.network_of(entry)
             if dst is None or entry["type"] != messages.RTN_UNICAST:
                 continue
@@ -127,7 +133,8 @@ def attachment(
     with inside(sandbox), RouteSocket() as pod_socket:
         pod_link = link(pod_socket, pod)
         pod_addresses = addresses(pod_socket, pod_link.ifindex) if pod_link else ()
-        pod_routes = routes(pod_socket, pod_link.ifindex) if pod_link else ()
+        # Of all links: prevResult also holds the routes of plugins earlier in the chain.
+        pod_routes = routes(pod_socket) if pod_link else ()
     host_link = link(route_socket, host)
     bridge_link = link(route_socket, bridge) if bridge else None
     return Observed(

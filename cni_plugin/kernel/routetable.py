@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from cni_plugin.datapath import ROUTE_PROTOCOL
 from cni_plugin.drift import MAIN_TABLE
 from cni_plugin.kernel import messages, observe
-from cni_plugin.kernel.messages import CREATE, REPLACE, Message
+from cni_plugin.kernel.messages import Message
 from cni_plugin.kernel.netlink import KernelError, RouteSocket
 from cni_plugin.spec import CniError, Code, IPAddress, IPNetwork, Route
 
@@ -68,20 +68,37 @@ class KernelRouteTable:
     def apply(self, changes: Changes) -> None:
         """All of the changes or none: after a failure the table is put back as it was."""
         before = self.owned()
+        self.refuse_obstructed([*changes.add, *changes.replace])
         try:
             self._socket.batch([_delete(hop) for hop in changes.remove], ignore=(errnos.ESRCH,))
             for hop in changes.replace:
-                self._change(hop, REPLACE)
+                # Not NLM_F_REPLACE: for IPv4 that takes the first route there, whoever's it is.
+                old = [_delete(route) for route in before if route.dst == hop.dst]
+                self._socket.batch(old, ignore=(errnos.ESRCH,))
+                self._add(hop)
             for hop in changes.add:
-                self._change(hop, CREATE)
+                self._add(hop)
         except CniError:
             self._restore(before)
             raise
 
-    def _change(self, hop: Hop, flags: int) -> None:
-        route = Route(hop.dst, hop.via)
+    def refuse_obstructed(self, wanted: Sequence[Hop]) -> None:
+        """Raises CniError 103 when another program has a route to one of the destinations.
+
+        Whatever its metric: of two routes to one network, one is never used.
+        """
+        if not wanted:
+            return
+        hops = {hop.dst: hop for hop in wanted}
+        for version in {dst.version for dst in hops}:
+            for entry in self._socket.dump(messages.dump_routes(version, table=MAIN_TABLE)):
+                dst = messages.network_of(entry)
+                if dst in hops and entry["proto"] != ROUTE_PROTOCOL:
+                    raise _obstructed(hops[dst])
+
+    def _add(self, hop: Hop) -> None:
         try:
-            self._socket.batch([messages.add_route(route, 0, ROUTE_PROTOCOL, flags)])
+            self._socket.batch([messages.add_route(Route(hop.dst, hop.via), 0, ROUTE_PROTOCOL)])
         except KernelError as e:
             raise _explained(e, hop) from e
 
@@ -89,7 +106,7 @@ class KernelRouteTable:
         now = self.owned()
         batch = [_delete(hop) for hop in now if hop not in before]
         batch += [
-            messages.add_route(Route(hop.dst, hop.via), 0, ROUTE_PROTOCOL, CREATE)
+            messages.add_route(Route(hop.dst, hop.via), 0, ROUTE_PROTOCOL)
             for hop in before
             if hop not in now
         ]
@@ -103,12 +120,7 @@ def _delete(hop: Hop) -> Message:
 def _explained(error: KernelError, hop: Hop) -> CniError:
     """The failure in the user's terms: which node, and what stands in the way."""
     if error.errno == errnos.EEXIST:
-        return CniError(
-            Code.LINK_CONFLICT,
-            f"route to {hop.dst} of node {hop.node}: this node already has another route there",
-            f"see `ip route show {hop.dst}`; podwire changes only routes of protocol"
-            f" {ROUTE_PROTOCOL}: remove that route, or give the node another podCIDR",
-        )
+        return _obstructed(hop)
     if error.errno in (errnos.ENETUNREACH, errnos.EHOSTUNREACH, errnos.EINVAL):
         return CniError(
             Code.KERNEL_REFUSED,
@@ -117,3 +129,12 @@ def _explained(error: KernelError, hop: Hop) -> CniError:
             "plain routes need the nodes on one link: correct the address in the inventory",
         )
     return error
+
+
+def _obstructed(hop: Hop) -> CniError:
+    return CniError(
+        Code.LINK_CONFLICT,
+        f"route to {hop.dst} of node {hop.node}: this node already has another route there",
+        f"see `ip route show {hop.dst}`; podwire changes only routes of protocol"
+        f" {ROUTE_PROTOCOL}: remove that route, or give the node another podCIDR",
+    )

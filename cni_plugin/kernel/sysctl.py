@@ -63,6 +63,11 @@ def enable_ipv6(link: str) -> None:
     write(f"ipv6/conf/{link}/disable_ipv6", "0")
 
 
+def announcing(link: str) -> tuple[str, str]:
+    """The sysctls that make the kernel announce a link's addresses when its MAC address is set."""
+    return f"ipv4/conf/{link}/arp_notify", f"ipv6/conf/{link}/ndisc_notify"
+
+
 FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support import faults
+from tests.support import faults, netns
 from tests.support.faults import Stage
 from tests.support.netns import Namespaces
 from tests.support.topology import Topology
@@ -81,7 +80,10 @@ def test_the_hosts_own_namespace(stage, tmp_path, path):
     time.sleep(0.1)
     links = {name: str(tmp_path / name) for name in ("link", "link to link")}
     path = path.format(pid=resident.pid, node=stage.node.path, **links)
-    refused(stage, path, (4, 3) if path.startswith(("..", "/dev")) else (4,))
+    try:
+        refused(stage, path, (4, 3) if path.startswith(("..", "/dev")) else (4,))
+    finally:
+        netns.end(resident)
 
 
 def test_the_namespace_of_the_first_process(stage):

@@ -204,9 +204,7 @@ def test_a_weird_hostname(stage, tmp_path, name):
 
 @pytest.mark.parametrize("size", [1 << 16, 10_000_000])
 def test_a_huge_configuration(stage, size):
-    for padding in ({"padding": "x" * size}, {"list": [0] * (size // 3)}):
-        assert_works(stage, conf={**stage.conf, **padding}) if size < 1 << 20 else None
-    padded = {**stage.conf, "padding": "x" * size}
+    padded = {**stage.conf, "padding": "x" * (size // 2), "list": [0] * (size // 6)}
     assert stage.run("ADD", conf=padded).rc == 0
     assert stage.run("DEL", conf=padded).rc == 0
 

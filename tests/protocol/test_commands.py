@@ -122,12 +122,74 @@ def test_a_route_of_a_table_of_its_own_is_found_by_check(
 ) -> None:
     """Results before 1.1.0 don't carry the table; a pod that nobody touched passes all the same."""
     for version in ("1.1.0", "1.0.0"):
-        routes = [{"dst": "10.9.0.0/16", "gw": "10.244.0.1", "table": 100}]
+        routes = [
+            {"dst": "10.9.0.0/16", "gw": "10.244.0.1", "table": 100},
+            {"dst": "10.8.0.0/16", "scope": 253},
+        ]
         conf = make_conf(cniVersion=version, ipam={"routes": routes})
         result = plugin.add(conf, sandbox).result
         reply = plugin.check(conf, sandbox, prev=result)
         assert plugin.delete(conf, sandbox).ok
         assert reply.ok, (version, reply.stdout)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("length", [64, 234, 235, 236, 300, 1000])
+def test_a_container_id_may_be_long(
+    plugin: Plugin, sandbox: Namespace, make_conf: MakeConf, length: int
+) -> None:
+    """No rule limits it; the kernel's 255 bytes for an alias must not."""
+    conf, cid = make_conf(cniVersion="1.1.0"), "c" * length
+    result = plugin.add(conf, sandbox, cid=cid).result
+    assert plugin.check(conf, sandbox, cid=cid, prev=result).ok
+    assert plugin.gc(conf, [(cid, "eth0")]).ok
+    assert plugin.check(conf, sandbox, cid=cid, prev=result).ok
+    assert plugin.gc(conf, [(cid + "c", "eth0")]).ok
+    assert list(sandbox.links()) == ["lo"]
+    assert reservations(conf) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("ifname", ["é" * 7, "net1.100", "...", "-x", "a'$\"b", "cni0"])
+def test_interface_names_that_the_kernel_takes(
+    plugin: Plugin, sandbox: Namespace, make_conf: MakeConf, ifname: str
+) -> None:
+    conf = make_conf(ipam=DUAL)
+    result = plugin.add(conf, sandbox, ifname=ifname).result
+    assert result["interfaces"][2]["name"] == ifname
+    assert plugin.check(conf, sandbox, ifname=ifname, prev=result).ok
+    assert plugin.delete(conf, sandbox, ifname=ifname).ok
+    assert list(sandbox.links()) == ["lo"]
+
+
+@pytest.mark.root
+def test_a_pod_that_an_earlier_plugin_gave_a_network_too(
+    plugin: Plugin, sandbox: Namespace, make_conf: MakeConf
+) -> None:
+    """What the earlier plugin reported is passed on, and is not looked for on podwire's link."""
+    sandbox.run("ip", "link", "add", "net0", "type", "veth", "peer", "name", "net0-peer")
+    for command in ("addr add 10.1.0.2/24 dev net0", "link set net0 up", "link set net0-peer up"):
+        sandbox.run("ip", *command.split())
+    sandbox.run("ip", "route", "add", "10.1.1.0/24", "via", "10.1.0.1")
+    sandbox.run("ip", "route", "add", "10.1.2.0/24", "dev", "net0")
+    earlier = {
+        "interfaces": [{"name": "net0", "sandbox": sandbox.path}],
+        "ips": [{"address": "10.1.0.2/24", "interface": 0}],
+        "routes": [{"dst": "10.1.1.0/24", "gw": "10.1.0.1"}, {"dst": "10.1.2.0/24"}],
+        "dns": {"domain": "earlier"},
+    }
+    conf = make_conf()
+    result = plugin.add(conf, sandbox, prev=earlier).result
+    assert result["interfaces"][0] == earlier["interfaces"][0]
+    assert [interface["name"] for interface in result["interfaces"][1::2]] == ["cni0", "eth0"]
+    assert result["ips"][0] == earlier["ips"][0]
+    assert result["ips"][1]["interface"] == 3
+    assert result["routes"][:2] == earlier["routes"]
+    assert result["dns"] == earlier["dns"]
+    reply = plugin.check(conf, sandbox, prev=result)
+    assert plugin.delete(conf, sandbox, prev=result).ok
+    assert {"net0", "net0-peer"} <= set(sandbox.links())
+    assert reply.ok, reply.stdout
 
 
 @pytest.mark.root

@@ -87,6 +87,7 @@ def test_what_is_no_network_namespace_is_refused_at_once(
     conf = make_conf()
     if command == "CHECK":
         conf["prevResult"] = {"interfaces": [{"name": "eth0", "sandbox": "/x"}]}
+        paths = {kind: paths[kind] for kind in ("nothing there", "plain file", "FIFO", "folder")}
     codes = {}
     for kind, path in paths.items():
         reply = plugin.call(command, conf, {**ENV, "CNI_NETNS": path}, timeout=TIMEOUT_S)

@@ -89,10 +89,9 @@ def test_all_missing_variables_are_named_at_once(
         assert {name for name in names if name in error["msg"]} == required & set(gone)
 
 
-@pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK"])
-def test_bad_identifiers(podwire: Plugin, make_conf: MakeConf, command: str) -> None:
+def test_bad_identifiers(podwire: Plugin, make_conf: MakeConf) -> None:
     for container_id in ("../x", "-a", "a/b", "a b", "é", "\udcff"):
-        error = refused(podwire, command, make_conf(), CNI_CONTAINERID=container_id)
+        error = refused(podwire, "DEL", make_conf(), CNI_CONTAINERID=container_id)
         assert (error["code"], "CNI_CONTAINERID" in error["msg"]) == (4, True), container_id
     for ifname in (
         "a" * 16,
@@ -107,7 +106,7 @@ def test_bad_identifiers(podwire: Plugin, make_conf: MakeConf, command: str) -> 
         "a\x01",
         "\udcff",
     ):
-        error = refused(podwire, command, make_conf(), CNI_IFNAME=ifname)
+        error = refused(podwire, "ADD", make_conf(), CNI_IFNAME=ifname)
         assert (error["code"], "CNI_IFNAME" in error["msg"]) == (4, True), ifname
 
 

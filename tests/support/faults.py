@@ -151,9 +151,11 @@ class Stage:
 
     def repair(self) -> None:
         """After a complaint, so that the next ones are its own: a node in use again."""
-        for name, link in self.node.links().items():
-            if link.get("linkinfo", {}).get("info_kind") == "veth" and name != "eth0":
-                self.node.run("ip", "link", "del", name)
+        for place in (self.node, self.sandbox):
+            for name, link in place.links().items():
+                uplink = place is self.node and name == "eth0"
+                if link.get("linkinfo", {}).get("info_kind") == "veth" and not uplink:
+                    place.run("ip", "link", "del", name, check=False)  # or gone with its peer
         shutil.rmtree(self.data, ignore_errors=True)
         self.use()
 

@@ -153,7 +153,7 @@ def test_without_a_peer_there_is_no_ratio():
 
 
 def _ipam_series() -> list[Series]:
-    series = [Series("ipam", "VERSION", PEER_IPAM, (3 * MS,))]
+    series = [Series("ipam", "VERSION", PEER_IPAM, (3 * MS,), size=size) for size in FILLS]
     for what in ("add", "release"):
         series.append(Series("ipam", what, SCATTERED, (MS // 5,), size=FILLS[-1]))
         for number, size in enumerate(FILLS):
@@ -174,10 +174,13 @@ def test_ipam_by_reservations():
 
 def test_a_peer_that_took_no_longer_than_its_start():
     """Noise may make the difference negative; then there is nothing to divide by."""
-    theirs = [Series("ipam", "add", PEER_IPAM, ((2 + size) * MS,), size=size) for size in (0, 10)]
-    theirs = [series._replace(size=size) for series, size in zip(theirs, (10, 60_000), strict=True)]
-    text = report.ipam(_results(Series("ipam", "VERSION", PEER_IPAM, (3 * MS,)), *theirs))
-    assert _cells(text, f"add, {PEER_IPAM}")[1:] == ["~0", "9.00", ""]
+    found = _results(
+        Series("ipam", "VERSION", PEER_IPAM, (3 * MS,), size=10),
+        Series("ipam", "add", PEER_IPAM, (2 * MS,), size=10),
+        Series("ipam", "VERSION", PEER_IPAM, (3 * MS,), size=60_000),
+        Series("ipam", "add", PEER_IPAM, (12 * MS,), size=60_000),
+    )
+    assert _cells(report.ipam(found), f"add, {PEER_IPAM}")[1:] == ["~0", "9.00", ""]
 
 
 def test_ipam_without_a_peer():

@@ -182,6 +182,7 @@ def test_a_pod_on_a_bridge() -> None:
         mtu=0,
         promisc=False,
         gateways=(IPv4Interface("10.244.0.1/24"),),
+        siblings=(),
         force_address=False,
     )
     assert made.host.addresses == ()
@@ -264,6 +265,19 @@ def test_a_route_without_a_gateway_goes_through_its_familys_first() -> None:
         routes[1]._replace(gw=V6.gateway),
     )
     assert made.leases.routes == routes, "the runtime is told what was configured"
+
+
+def test_a_route_whose_scope_is_the_link_needs_no_gateway() -> None:
+    route = Route(ip_network("10.9.0.0/16"), scope=datapath.SCOPE_LINK)
+    assert plan(V4, routes=(route,), is_default_gateway=False).pod.routes == (route,)
+
+
+def test_the_bridge_knows_the_gateways_of_other_pods() -> None:
+    siblings = (IPv4Interface("10.244.9.1/24"),)
+    made = datapath.plan(conf(), POD, Result(ips=(V4,)), siblings)
+    assert made.bridge is not None
+    assert made.bridge.siblings == siblings
+    assert made.bridge.gateways == (IPv4Interface("10.244.0.1/24"),)
 
 
 def test_a_gateway_outside_the_pods_network_is_reached_first() -> None:

@@ -31,6 +31,7 @@ ROUTES = (
     Route(ip_network("10.8.0.0/16"), ip_address("10.244.0.7")),
     Route(ip_network("10.7.0.0/16"), mtu=1400, priority=5),
     Route(ip_network("10.6.0.0/16"), ip_address("10.244.0.7"), table=100),
+    Route(ip_network("10.5.0.0/16"), scope=SCOPE_LINK),
 )
 
 confs = st.builds(
@@ -72,6 +73,7 @@ def link(name: str, kind: str, ifindex: int, mac: str = "", **changes: Any) -> L
         promisc=False,
         forwarding=True,
         master=0,
+        peer=0,
         alias="",
         hairpin=False,
         isolated=False,
@@ -93,7 +95,7 @@ def faithful(network: PodNetwork) -> Observed:
     """What the kernel shows when everything of the plan is there."""
     bridge = network.bridge
     return Observed(
-        pod=link(network.pod.name, "veth", 2, network.pod.mac),
+        pod=link(network.pod.name, "veth", 2, network.pod.mac, peer=7),
         pod_addresses=network.pod.addresses,
         pod_routes=tuple(route_state(route) for route in network.pod.routes),
         host=link(
@@ -134,6 +136,7 @@ def losses(network: PodNetwork, seen: Observed) -> Iterator[tuple[str, Observed]
     assert seen.pod is not None
     assert seen.host is not None
     yield "eth0", seen._replace(pod=seen.pod._replace(kind="dummy"))
+    yield "eth0", seen._replace(pod=seen.pod._replace(peer=8))
     yield "eth0", seen._replace(pod=seen.pod._replace(mac="02:ff:ff:ff:ff:ff"))
     if network.bridge is not None and seen.bridge is not None:
         host, bridge = seen.host, seen.bridge
@@ -199,11 +202,11 @@ def test_check_with_the_result_of_the_add_finds_no_drift(
 ) -> None:
     """A pod that nobody touched passes CHECK with what its ADD answered.
 
-    Before 1.1.0 a result can't name a route's table; `commands` fills that in, and the protocol
-    tests hold it to that.
+    Before 1.1.0 a result can't name a route's table or scope; `commands` fills them in, and the
+    protocol tests hold it to that.
     """
     if version != "1.1.0":
-        leased = leased._replace(routes=tuple(r for r in leased.routes if r.table is None))
+        leased = leased._replace(routes=tuple(r for r in leased.routes if r[5:] == (None, None)))
     added = datapath.plan(conf, POD, leased)
     applied = Applied("0a:00:00:00:00:01", 1500, 1500)
     reply = results.encode_result(datapath.result(conf, added, "/run/netns/pod", applied), version)

@@ -121,20 +121,18 @@ def test_has_is_false_for_null() -> None:
     assert Fields({"k": False}).has("k")
 
 
-def nested(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
+def test_a_deeply_nested_value_is_shown() -> None:
+    value: object = 1
+    for _ in range(1100):
         value = [value]
-    return value
+        assert len(shown(value)) <= 80
 
 
 @given(value=strategies.json_values)
 @example(value="\ud800")
 @example(value="é" * 200)
 @example(value=float("nan"))
-@example(value=10**4400)
-@example(value=nested(900))
-@example(value=nested(985))
+@example(value=10**4200)  # the parser takes up to 4,300 digits
 def test_a_value_is_shown_short_and_printable(value: Any) -> None:
     error = invalid("k", value, "expected x")
     assert len(shown(value)) <= 80

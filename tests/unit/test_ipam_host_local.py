@@ -209,6 +209,24 @@ def test_gc_goes_on_after_an_error(
     assert_index_agrees(place)
 
 
+def test_what_gc_left_half_done_is_noticed(
+    conf: HostLocalConf, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(conf, pod(1))
+    unlink = os.unlink
+
+    def failing(name: str, *, dir_fd: int | None = None) -> None:
+        if name.startswith("c1:"):
+            raise OSError(errno.EIO, "Input/output error", name)
+        unlink(name, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", failing)
+        refusal(lambda: host_local.collect(place, frozenset(), BOOT))
+    assert not host_local.holds(place, pod(1), BOOT)
+    assert_index_agrees(place)
+
+
 # --- CHECK ------------------------------------------------------------------------------------
 
 

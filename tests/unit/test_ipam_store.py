@@ -396,6 +396,16 @@ def test_what_an_earlier_boot_left_is_freed(conf: HostLocalConf, place: Place) -
     assert set(held(place).values()) == {pod(2), pod(3), pod(4)}
 
 
+def test_a_new_boot_is_noticed_in_an_index_that_is_in_step(
+    conf: HostLocalConf, place: Place
+) -> None:
+    add(conf, pod(1))
+    assert add(conf, pod(2), NEXT_BOOT) == ["10.244.0.3", "fd00:244::3"]
+    assert set(held(place).values()) == {pod(2)}
+    assert add(conf, pod(3), NEXT_BOOT) == ["10.244.0.4", "fd00:244::4"]
+    assert set(held(place).values()) == {pod(2), pod(3)}
+
+
 def test_the_first_takeover_frees_nothing(conf: HostLocalConf, place: Place) -> None:
     foreign_add(place, "10.244.0.2", pod(1))
     release(place, pod(2), NEXT_BOOT)

@@ -5,6 +5,7 @@ A *point* is a call that changes something or talks to the kernel. PODWIRE_FAULT
 
     kill, kill-after    SIGKILL before or after the call
     term, term-after    SIGTERM before or after the call
+    stop                SIGSTOP before the call
     fail                the call is not made, and raises EIO
     lost                the call is made, and raises EIO all the same
 
@@ -22,6 +23,7 @@ _action, _, _number = os.environ.pop("PODWIRE_FAULT", "").partition(":")
 _log = os.environ.pop("PODWIRE_FAULT_LOG", "")
 _reached = 0
 _write, _open, _close = os.write, os.open, os.close
+_SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -40,13 +42,13 @@ def _point(name, call, args, kwargs):
         return call(*args, **kwargs)
     if _action == "fail":
         raise OSError(errno.EIO, "fault of a test")
-    if _action in ("kill", "term"):
-        os.kill(os.getpid(), signal.SIGKILL if _action == "kill" else signal.SIGTERM)
+    if _action in _SIGNALS:
+        os.kill(os.getpid(), _SIGNALS[_action])
     result = call(*args, **kwargs)
     if _action == "lost":
         raise OSError(errno.EIO, "fault of a test")
-    if _action in ("kill-after", "term-after"):
-        os.kill(os.getpid(), signal.SIGKILL if _action == "kill-after" else signal.SIGTERM)
+    if _action.endswith("-after"):
+        os.kill(os.getpid(), _SIGNALS[_action.removesuffix("-after")])
     return result
 
 
