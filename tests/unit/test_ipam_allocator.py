@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -216,6 +216,7 @@ def range_sets(draw: st.DrawFn) -> RangeSet:
     return tuple(made)
 
 
+@settings(deadline=None)
 @given(range_sets(), st.integers(0, 50))
 def test_every_address_comes_once_in_order(range_set: RangeSet, offset: int) -> None:
     plain = list(candidates(range_set, None))
@@ -280,3 +281,4 @@ class Allocation(RuleBasedStateMachine):
 
 
 TestAllocation = Allocation.TestCase
+TestAllocation.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)

@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cni_plugin.spec import Attachment, CniError, Code, Request, Route
@@ -286,6 +286,7 @@ _json = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     ipam=st.dictionaries(_keys, _json, max_size=6) | _json,
     runtime=_json,
