@@ -65,8 +65,9 @@ def serve(
             return 0, skel.encode_version(stdin)
         request = skel.parse_request(environ, stdin)
         from cni_plugin import commands
+        from cni_plugin.node import Node
 
-        node = commands.Node(environ, interrupted)
+        node = Node(environ, interrupted)
         try:
             run = commands.run_ipam if ipam else commands.run
             return 0, run(request, node)

@@ -15,7 +15,7 @@ from cni_plugin.kernel.netns import node_lock
 from cni_plugin.kernel.routetable import KernelRouteTable
 from cni_plugin.spec import IPInterface, IPNetwork
 from ipam import inventory as inventories
-from ipam import routes
+from ipam import overlaps, routes
 from ipam.inventory import Inventory, Node
 
 
@@ -36,13 +36,13 @@ def join(path: str, node_name: str, route_socket: RouteSocket) -> Cluster:
     own = inventories.find_self(
         known, node_name, os.uname().nodename, lambda: [address.ip for _, address in local]
     )
-    inventories.refuse_overlaps(known, own, _node_networks(own, local))
+    overlaps.refuse_overlaps(known, own, _node_networks(own, local))
     return Cluster(known, own)
 
 
 def refuse_foreign(cluster: Cluster, subnet: IPNetwork) -> None:
     """Raises CniError 106 for a range that is another node's, 7 for one that is nobody's."""
-    inventories.refuse_foreign_subnet(cluster.inventory, cluster.own, subnet)
+    overlaps.refuse_foreign_subnet(cluster.inventory, cluster.own, subnet)
 
 
 def _node_networks(

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_network
 from typing import NamedTuple
 
+from cni_plugin import names
 from cni_plugin.netconf import NetConf
 from cni_plugin.spec import (
     Attachment,
@@ -28,15 +29,9 @@ from cni_plugin.spec import (
     Route,
 )
 
-try:  # hashlib loads OpenSSL, which takes 3 ms
-    from _blake2 import blake2s
-except ImportError:
-    from hashlib import blake2s
-
 SCOPE_UNIVERSE = 0  # RT_SCOPE_UNIVERSE, include/uapi/linux/rtnetlink.h
 SCOPE_LINK = 253  # RT_SCOPE_LINK
 _IPV6_MIN_MTU = 1280  # RFC 8200, section 5
-_ALIAS_BYTES = 254  # IFALIASZ is 256, with the terminating zero that netlink carries as well
 
 
 ROUTE_PROTOCOL = 112  # podwire's own; free in include/uapi/linux/rtnetlink.h and iproute2's list
@@ -91,52 +86,6 @@ class PodNetwork(NamedTuple):
     leases: Result
 
 
-# --- names ------------------------------------------------------------------------------------
-
-
-def _digest(*parts: str) -> bytes:
-    return blake2s("\0".join(parts).encode("utf-8", "surrogatepass")).digest()
-
-
-def host_veth_name(network: str, attachment: Attachment) -> str:
-    """The name of the node's end: 44 bits of a hash, so equal for equal attachments only."""
-    return "veth" + _digest(network, *attachment).hex()[:11]
-
-
-def alias_prefix(network: str) -> str:
-    """How the alias of each host veth of a network begins; GC finds the network's links by it."""
-    return f"podwire {_fitted(network, 96)} "
-
-
-def alias(network: str, attachment: Attachment) -> str:
-    """The alias of a host veth: who it belongs to, readable in `ip link`.
-
-    The kernel keeps 254 bytes; longer identifiers are cut and closed with a hash.
-    """
-    start = alias_prefix(network)
-    room = _ALIAS_BYTES - len(start.encode()) - len(attachment.ifname.encode()) - 1
-    return f"{start}{_fitted(attachment.container_id, room)} {attachment.ifname}"
-
-
-def attachment_of(alias: str) -> Attachment:
-    """The attachment an alias names, as far as the kernel had room for it."""
-    container_id, _, ifname = alias.rpartition(" ")
-    return Attachment(container_id.rpartition(" ")[2], ifname)
-
-
-def _fitted(text: str, room: int) -> str:
-    if len(text) <= room:
-        return text
-    return f"{text[: room - 17]}~{_digest(text).hex()[:16]}"
-
-
-def _derived_mac(*parts: str) -> str:
-    """A locally administered unicast MAC address from a hash."""
-    digest = bytearray(_digest("mac", *parts)[:6])
-    digest[0] = (digest[0] & 0xFC) | 0x02
-    return digest.hex(":")
-
-
 def _pod_mac(conf: NetConf, attachment: Attachment, ips: tuple[IPConfig, ...]) -> str:
     """The MAC asked for, or one made from the IPv4 address.
 
@@ -148,7 +97,7 @@ def _pod_mac(conf: NetConf, attachment: Attachment, ips: tuple[IPConfig, ...]) -
     for ip in ips:
         if isinstance(ip.address.ip, IPv4Address):
             return (b"\x0a\x58" + ip.address.ip.packed).hex(":")
-    return _derived_mac("pod", conf.network, *attachment)
+    return names.derived_mac("pod", conf.network, *attachment)
 
 
 # --- the plan ---------------------------------------------------------------------------------
@@ -201,13 +150,13 @@ def _settled(conf: NetConf, leases: Result) -> Result:
 
 
 def _host_veth(conf: NetConf, attachment: Attachment, ips: tuple[IPConfig, ...]) -> HostVeth:
-    name = host_veth_name(conf.network, attachment)
+    name = names.host_veth_name(conf.network, attachment)
     ptp = conf.mode == "ptp"
     gateways = dict.fromkeys(ip.gateway for ip in ips if ip.gateway is not None)
     return HostVeth(
         name=name,
-        mac=_derived_mac("host", name),
-        alias=alias(conf.network, attachment),
+        mac=names.derived_mac("host", name),
+        alias=names.alias(conf.network, attachment),
         hairpin=conf.hairpin,
         isolated=conf.port_isolation,
         addresses=tuple(_host_interface(gateway) for gateway in gateways) if ptp else (),

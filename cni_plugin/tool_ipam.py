@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from cni_plugin import datapath, tool_conf, tool_output
+from cni_plugin import names, tool_conf, tool_output
 from cni_plugin.fields import Fields, as_object, invalid
 from cni_plugin.kernel import observe
 from cni_plugin.kernel.netlink import RouteSocket
@@ -165,7 +165,7 @@ def _refuse_attached(place: Place, held: Sequence[Reservation]) -> None:
             attachment = entry.attachment
             if not attachment.ifname:
                 attachment = attachment._replace(ifname=_USUAL_IFNAME)
-            name = datapath.host_veth_name(place.network, attachment)
+            name = names.host_veth_name(place.network, attachment)
             if observe.link(route_socket, name) is not None:
                 raise CniError(
                     Code.ADDRESS_UNAVAILABLE,

@@ -17,6 +17,7 @@ from cni_plugin.kernel import observe
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.leases import IN_PROCESS
 from cni_plugin.netconf import NetConf
+from cni_plugin.node import Node
 from cni_plugin.spec import CniError, IPNetwork, Request
 from cni_plugin.tool_conf import NetworkFile, Plugin
 from ipam import config as ipam_config
@@ -122,7 +123,7 @@ def _network(
 
 def _verdict(request: Request) -> dict[str, Any] | None:
     """What STATUS says; None when it is content."""
-    node = commands.Node({"CNI_COMMAND": "STATUS", "CNI_PATH": ":".join(request.path)})
+    node = Node({"CNI_COMMAND": "STATUS", "CNI_PATH": ":".join(request.path)})
     try:
         commands.run(request, node)
     except CniError as e:

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from cni_plugin import datapath
-from cni_plugin.datapath import Applied, alias, alias_prefix, host_veth_name
+from cni_plugin import datapath, names
+from cni_plugin.datapath import Applied
+from cni_plugin.names import alias, alias_prefix, host_veth_name
 from cni_plugin.netconf import NetConf
 from cni_plugin.spec import (
     DNS,
@@ -142,7 +143,7 @@ def test_an_alias_is_readable() -> None:
     attachment=st.builds(Attachment, strategies.identifiers(64), strategies.ifnames),
 )
 def test_the_attachment_is_read_back_from_an_alias(network: str, attachment: Attachment) -> None:
-    assert datapath.attachment_of(alias(network, attachment)) == attachment
+    assert names.attachment_of(alias(network, attachment)) == attachment
 
 
 # --- MAC addresses ------------------------------------------------------------------------------

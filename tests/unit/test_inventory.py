@@ -25,9 +25,8 @@ from ipam.inventory import (
     find_self,
     load,
     parse,
-    refuse_foreign_subnet,
-    refuse_overlaps,
 )
+from ipam.overlaps import refuse_foreign_subnet, refuse_overlaps
 
 CONF = Path(__file__).parents[2] / "conf"
 SOURCE = "/etc/podwire/nodes.json"
