@@ -11,6 +11,8 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from errno import EBADF
 from typing import NoReturn
 
 from cni_plugin import skel
@@ -22,7 +24,7 @@ _IPAM_NAME = "podwire-ipam"
 
 def main() -> int:
     """Entry point of the console scripts."""
-    _fill_standard_fds()
+    closed = _fill_standard_fds()
     if os.environ.get("CNI_COMMAND"):
         gc.disable()  # the process ends before there is anything to collect
         signals: list[int] = []
@@ -32,10 +34,13 @@ def main() -> int:
             _defer_termination(signals)
             return stdin
 
-        status, reply = serve(
-            os.environ, read, ipam=_called_name() == _IPAM_NAME, interrupted=lambda: bool(signals)
-        )
-        _leave(status if _write_all(reply) else 1)
+        def write(reply: bytes) -> None:
+            if reply and 1 in closed:
+                raise OSError(EBADF, os.strerror(EBADF))
+            _write_all(reply)
+
+        ipam = _called_name() == _IPAM_NAME
+        _leave(_answer(ipam, read, write, lambda: bool(signals)))
     if len(sys.argv) > 1 or "_PODWIRE_COMPLETE" in os.environ:  # click's shell completion
         try:
             from cni_plugin.cli import tool
@@ -43,8 +48,24 @@ def main() -> int:
             return tool()
         except KeyboardInterrupt:
             return 130
-    sys.stderr.write(_about(_called_name()))
+    _complain(_about(_called_name()))
     return 0
+
+
+def _answer(
+    ipam: bool,
+    read: Callable[[], bytes],
+    write: Callable[[bytes], None],
+    interrupted: Callable[[], bool],
+) -> int:
+    """Serve the call of this process; its exit status."""
+    status, reply = serve(os.environ, read, ipam, interrupted, write)
+    try:
+        write(reply)
+    except OSError as e:
+        _complain(f"podwire: can't write the reply to stdout: {e.strerror}\n")
+        return 1
+    return status
 
 
 def serve(
@@ -52,8 +73,11 @@ def serve(
     read: Callable[[], bytes],
     ipam: bool = False,
     interrupted: Callable[[], bool] = lambda: False,
+    deliver: Callable[[bytes], None] | None = None,
 ) -> tuple[int, bytes]:
     """One call of the plugin: exit status and bytes for stdout. `read` is called for stdin.
+
+    With `deliver`, the result of an ADD goes there, and is undone when that raises OSError.
 
     Whatever goes wrong becomes one CNI error document. An ADD asks `interrupted` between its
     steps, and is undone when that is true.
@@ -67,7 +91,7 @@ def serve(
         from cni_plugin import commands
         from cni_plugin.node import Node
 
-        node = Node(environ, interrupted)
+        node = Node(environ, interrupted, deliver)
         try:
             run = commands.run_ipam if ipam else commands.run
             return 0, run(request, node)
@@ -83,9 +107,9 @@ def serve(
 
 
 def _internal(e: Exception) -> CniError:
-    from traceback import print_exc
+    from traceback import format_exc
 
-    print_exc()
+    _complain(format_exc())
     return CniError(
         Code.INTERNAL,
         f"internal error: {type(e).__name__}: {e}",
@@ -111,25 +135,31 @@ def _read_stdin() -> bytes:
     return b"".join(parts)
 
 
-def _write_all(data: bytes) -> bool:
-    """Write to stdout; False when nobody reads it any more."""
+def _write_all(data: bytes) -> None:
     view = memoryview(data)
     while view:
-        try:
-            view = view[os.write(1, view) :]
-        except OSError as e:
-            sys.stderr.write(f"podwire: can't write the reply to stdout: {e.strerror}\n")
-            return False
-    return True
+        view = view[os.write(1, view) :]
 
 
-def _fill_standard_fds() -> None:
-    """A caller may have closed stdin, stdout or stderr: nothing else must get their numbers."""
+def _complain(text: str) -> None:
+    """To stderr, by its number: Python has no `sys.stderr` when the caller had closed it."""
+    with suppress(OSError):
+        os.write(2, text.encode("utf-8", "backslashreplace"))
+
+
+def _fill_standard_fds() -> set[int]:
+    """A caller may have closed stdin, stdout or stderr: nothing else must get their numbers.
+
+    Those that were closed are returned.
+    """
+    closed = set()
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+            closed.add(number)
+    return closed
 
 
 def _defer_termination(signals: list[int]) -> None:
@@ -147,7 +177,6 @@ def _defer_termination(signals: list[int]) -> None:
 def _leave(status: int) -> NoReturn:
     """End without taking the interpreter apart, which takes as long as starting it did."""
     atexit._run_exitfuncs()
-    sys.stderr.flush()
     os._exit(status)
 
 

@@ -37,10 +37,10 @@ def run_ipam(request: Request, node: Node) -> bytes:
     strict = request.command in ("ADD", "CHECK", "STATUS")
     own = leases.own(request, strict)
     if request.command == "ADD":
-        with all_or_nothing(node) as undo:
+        with all_or_nothing() as undo:
             result = own.add()
             undo.callback(own.delete)
-            return results.encode_result(result, request.version)
+            return node.hand_over(results.encode_result(result, request.version))
     if request.command == "DEL":
         own.delete()
     elif request.command == "CHECK":
@@ -63,7 +63,7 @@ def _add(request: Request, node: Node) -> bytes:
         nodes = cluster_of(conf, node)
         source = leases_of(request, node, nodes)
         attach.refuse_existing(fd, request.attachment.ifname)
-        with all_or_nothing(node) as undo:
+        with all_or_nothing() as undo:
             leased = source.add()
             undo.callback(source.delete)
             _refuse_no_address(conf, leased)
@@ -74,7 +74,7 @@ def _add(request: Request, node: Node) -> bytes:
             )
             if nodes:
                 cluster.sync(nodes, node.route_socket)
-            return reply
+            return node.hand_over(reply)
 
 
 def _refuse_no_address(conf: NetConf, leased: Result) -> None:

@@ -17,14 +17,19 @@ from cni_plugin.spec import CniError, Code, Request
 class Node:
     """What exists once per process: the environment it was called in, its netlink socket.
 
-    `interrupted` tells whether the process has been asked to end.
+    `interrupted` tells whether the process has been asked to end; `deliver`, if given, hands a
+    result to the runtime and raises OSError when nobody takes it.
     """
 
     def __init__(
-        self, environ: Mapping[str, str], interrupted: Callable[[], bool] = lambda: False
+        self,
+        environ: Mapping[str, str],
+        interrupted: Callable[[], bool] = lambda: False,
+        deliver: Callable[[bytes], None] | None = None,
     ) -> None:
         self.environ = environ
-        self.interrupted = interrupted
+        self._interrupted = interrupted
+        self._deliver = deliver
         self._route_socket: RouteSocket | None = None
 
     @property
@@ -34,6 +39,23 @@ class Node:
             self._route_socket = RouteSocket()
         return self._route_socket
 
+    def hand_over(self, reply: bytes) -> bytes:
+        """Deliver the result of an ADD while it can still be undone; what is left to write.
+
+        Raises CniError when the process was asked to end meanwhile, or nobody takes the result.
+        """
+        if self._interrupted():
+            raise CniError(Code.TRY_AGAIN_LATER, "ended by a signal; what was begun was undone")
+        if self._deliver is None:
+            return reply
+        try:
+            self._deliver(reply)
+        except OSError as e:
+            raise CniError(
+                Code.IO_FAILURE, f"can't write the result to stdout: {e.strerror}"
+            ) from e
+        return b""
+
     def close(self) -> None:
         if self._route_socket is not None:
             self._route_socket.close()
@@ -41,17 +63,14 @@ class Node:
 
 
 @contextmanager
-def all_or_nothing(node: Node) -> Iterator[ExitStack]:
+def all_or_nothing() -> Iterator[ExitStack]:
     """A stack of undos that runs when the block fails, and is forgotten when it succeeds.
-
-    The end of the block is where a signal to end is honoured.
 
     The failure that is reported is the block's; an undo that fails as well is told in its details.
     """
     undo = ExitStack()
     try:
         yield undo
-        _refuse_if_interrupted(node)
     except BaseException as failure:
         try:
             undo.close()
@@ -61,11 +80,6 @@ def all_or_nothing(node: Node) -> Iterator[ExitStack]:
             failure.details = f"{failure.details}; undoing failed: {e}".lstrip("; ")
         raise
     undo.pop_all()
-
-
-def _refuse_if_interrupted(node: Node) -> None:
-    if node.interrupted():
-        raise CniError(Code.TRY_AGAIN_LATER, "ended by a signal; what was begun was undone")
 
 
 @contextmanager

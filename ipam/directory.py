@@ -26,16 +26,17 @@ class Directory:
     """The `Store` in a directory whose lock is held; `fd` and the index are the caller's.
 
     `boot` is the ID of this boot, "" when unknown. Any method may raise OSError: then the call
-    is given up without `stamp`, and the next one repairs what was left.
+    is given up without `stamp`, and the next one repairs what was left. `blind` is without an
+    index: every reservation is read, and nothing can be reserved.
     """
 
-    def __init__(self, fd: int, index: Index, boot: str) -> None:
+    def __init__(self, fd: int, index: Index, boot: str, blind: bool = False) -> None:
         self._fd = fd
         self._index = index
         self._boot = boot
         self._changed = False
-        self._trusted = True
-        self._blind = False  # the index has no room for what others made: read everything
+        self._trusted = not blind
+        self._blind = blind  # the index has no room for what others made: read everything
 
     # --- reading ---
 
@@ -96,13 +97,16 @@ class Directory:
         name = str(address)
         if range_set is not None:
             self._move_cursor(range_set, name)
-        self._index.write(name, encode(attachment))
-        self._index.enter(attachment, name)
         try:
+            self._index.write(name, encode(attachment))
+            self._index.enter(attachment, name)
             _link(name, self._index.fd, self._fd)
-        except FileExistsError:  # made by hand, behind the lock's back
-            self._index.drop(name)
-            return False
+        except OSError as e:
+            with suppress(OSError):  # what stays is litter, which the next call finds
+                self._index.drop(name)
+            if isinstance(e, FileExistsError):  # made by hand, behind the lock's back
+                return False
+            raise
         return True
 
     def _move_cursor(self, range_set: int, name: str) -> None:
@@ -165,6 +169,8 @@ class Directory:
 
     def _bring_in_step(self) -> None:
         """`_compare`; where there is no room for the index, DEL and GC shall work even so."""
+        if self._blind:
+            return
         try:
             self._compare()
         except OSError as e:
@@ -178,7 +184,7 @@ class Directory:
         self._trusted = False
 
     def stamp(self) -> None:
-        """Declares the index in step; without the right to, the next call compares again.
+        """Declares the index in step; where that fails, the next call compares again.
 
         The time is some seconds in the past and random below that, so that no change by anybody
         else carries it, be the clock of the file system as coarse as a second.
@@ -186,7 +192,7 @@ class Directory:
         if not (self._changed and self._trusted):
             return
         moment = time_ns() - 2_000_000_000 - int.from_bytes(os.urandom(4), "big")
-        with suppress(PermissionError):
+        with suppress(OSError):  # the change itself is done, and is not to fail for its mark
             os.utime(self._index.fd, ns=(moment, moment))
             os.utime(self._fd, ns=(moment, moment))
 

@@ -28,6 +28,7 @@ from typing import Protocol
 from cni_plugin.spec import Attachment, CniError, Code, IPAddress
 from ipam.directory import LOCK, Directory
 from ipam.index import Index
+from ipam.ranges import parse_address
 
 INDEX = ".podwire-"
 PATIENCE = 10.0  # seconds that a call waits for the lock
@@ -136,10 +137,11 @@ def _opened(
             if fd is None:
                 yield None
                 return
-            index = _open_index(fd, network)
+            index, blind = _index_of(fd, network, create)
             stack.callback(os.close, index)
-            store = Directory(fd, Index(index), read_boot_id() if boot is None else boot)
-            store.catch_up()
+            store = Directory(fd, Index(index), read_boot_id() if boot is None else boot, blind)
+            if not blind:
+                store.catch_up()
             try:
                 yield store
             except CniError:  # a refusal, not a failure: everything was done or undone
@@ -157,7 +159,9 @@ def _locked(stack: ExitStack, path: str, create: bool, deadline: float) -> int |
             try:
                 fd = os.open(path, _DIRECTORY)
                 attempt.callback(os.close, fd)
-                lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=fd)
+                # A lock nobody made protects nothing; on a full disk it could not be made now.
+                made = os.O_CREAT if create or _any_reservation(fd) else 0
+                lock = os.open(LOCK, os.O_RDWR | os.O_NOFOLLOW | made, 0o600, dir_fd=fd)
                 attempt.callback(os.close, lock)
             except FileNotFoundError:  # never made, or removed just now
                 if not create:
@@ -212,6 +216,25 @@ def _current(path: str, fd: int, lock: int) -> bool:
         )
     except FileNotFoundError:
         return False
+
+
+def _any_reservation(directory: int) -> bool:
+    if os.access(LOCK, os.F_OK, dir_fd=directory, follow_symlinks=False):
+        return True
+    return any(parse_address(name) is not None for name in os.listdir(directory))
+
+
+def _index_of(directory: int, network: str, needed: bool) -> tuple[int, bool]:
+    """The index, and whether to do without: then the descriptor is the directory's own.
+
+    Only what frees addresses may do without, so that a full disk keeps no pod from going.
+    """
+    try:
+        return _open_index(directory, network), False
+    except OSError as e:
+        if needed or e.errno not in (ENOSPC, EDQUOT):
+            raise
+        return os.dup(directory), True
 
 
 def _open_index(directory: int, network: str) -> int:

@@ -116,6 +116,7 @@ def _create_veth(
         route_socket.batch([create])
     except KernelError as e:
         if e.errno != errnos.EEXIST:
+            undo.callback(_remove, route_socket, host.name)  # its reply may be all that was lost
             raise
         left = observe.link(route_socket, host.name)
         if left is None:
@@ -162,7 +163,8 @@ def _configure_pod(pod_socket: RouteSocket, network: PodNetwork) -> None:
         messages.add_address(address, link.ifindex, pod.name, network.enable_dad)
         for address in pod.addresses
     ]
-    batch += [messages.add_route(route, link.ifindex) for route in pod.routes]
+    # Appended: a pod's second attachment brings a second default route, and the first one stays.
+    batch += [messages.add_route(r, link.ifindex, flags=messages.APPEND) for r in pod.routes]
     pod_socket.batch(batch)
 
 

@@ -99,6 +99,7 @@ def _create(route_socket: RouteSocket, bridge: Bridge, undo: ExitStack) -> bool:
         route_socket.batch([messages.create_bridge(bridge.name, mac.hex(":"), bridge.mtu)])
     except KernelError as e:
         if e.errno != errnos.EEXIST:
+            undo.callback(_remove_unused, route_socket, bridge.name)  # the reply may be lost
             raise
         return False
     undo.callback(_remove_unused, route_socket, bridge.name)
@@ -130,8 +131,8 @@ def ensure_gateways(
                 _make_way(route_socket, bridge, link, gateway, other)
                 undo.callback(_restore, route_socket, link, other, dad)
         add = messages.add_address(gateway, link.ifindex, link.name, dad)
-        route_socket.batch([add], ignore=(errnos.EEXIST,))
         undo.callback(_withdraw, route_socket, link, gateway)
+        route_socket.batch([add], ignore=(errnos.EEXIST,))
 
 
 def in_conflict(gateway: IPInterface, other: IPInterface) -> bool:

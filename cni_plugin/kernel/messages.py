@@ -50,7 +50,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_DELNEIGH = 29
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
-NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
+NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x200, 0x400, 0x800
 IFF_UP, IFF_PROMISC = 0x1, 0x100
 IFA_F_NODAD, IFA_F_TENTATIVE, IFA_F_DADFAILED = 0x02, 0x40, 0x08
 RTPROT_BOOT = 3
@@ -58,6 +58,7 @@ RTN_UNICAST = 1
 _RTEXT_FILTER_SKIP_STATS = 8
 
 CREATE = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
+APPEND = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND
 CHANGE = NLM_F_REQUEST | NLM_F_ACK
 DUMP = NLM_F_REQUEST | NLM_F_DUMP
 
@@ -247,11 +248,13 @@ def _route(route: Route, index: int, protocol: int) -> dict[str, Any]:
     }
 
 
-def add_route(route: Route, index: int = 0, protocol: int = RTPROT_BOOT) -> Message:
+def add_route(
+    route: Route, index: int = 0, protocol: int = RTPROT_BOOT, flags: int = CREATE
+) -> Message:
     """A unicast route through the link with `index`, or where its gateway leads."""
     via = f" via {route.gw}" if route.gw is not None else ""
     what = f"add route to {route.dst}{via}"
-    return _message(rtmsg, _route(route, index, protocol), RTM_NEWROUTE, CREATE, what)
+    return _message(rtmsg, _route(route, index, protocol), RTM_NEWROUTE, flags, what)
 
 
 def add_device_route(dst: IPNetwork, index: int) -> Message:
