@@ -29,8 +29,7 @@ from cni_plugin.spec import (
     Route,
 )
 
-SCOPE_UNIVERSE = 0  # RT_SCOPE_UNIVERSE, include/uapi/linux/rtnetlink.h
-SCOPE_LINK = 253  # RT_SCOPE_LINK
+SCOPE_LINK = 253  # RT_SCOPE_LINK, include/uapi/linux/rtnetlink.h
 _IPV6_MIN_MTU = 1280  # RFC 8200, section 5
 
 

@@ -28,6 +28,7 @@ class Delegate:
 
     def add(self) -> Result:
         """The delegate's result. A delegate that fails is sent a DEL (specification, section 4)."""
+        self._executable()  # one that is not there needs no DEL
         try:
             reply = self._run("ADD")
             return _result(Fields(reply, f"{self._kind}: result"), self._request.version)

@@ -48,7 +48,9 @@ class _HostLocal:
 
     @property
     def _strict(self) -> config.HostLocalConf:
-        return self._conf or config.parse(self._request)
+        if self._conf is None:
+            raise RuntimeError("this request was read for DEL or GC only")
+        return self._conf
 
     def add(self) -> Result:
         return host_local.add(self._strict, self._request.attachment)
@@ -131,11 +133,11 @@ class _Nobody:
 def of(
     request: Request,
     environ: Mapping[str, str],
-    subnets: tuple[IPNetwork, ...] = (),
+    subnets: tuple[IPNetwork, ...] | None = None,
     refuse_foreign: Callable[[IPNetwork], None] = lambda subnet: None,
     strict: bool = True,
 ) -> Leases:
-    """The leases of a request. `subnets` are the node's podCIDRs, from an inventory;
+    """The leases of a request. `subnets` are the node's podCIDRs, from an inventory if any;
     `refuse_foreign` raises CniError for a range that is another node's.
 
     `strict` reads the whole ipam section now, and raises CniError 7 for what is wrong in it; DEL

@@ -101,7 +101,7 @@ def ipam_type(conf: Mapping[str, Any]) -> str:
 
 
 _UNSUPPORTED = ("ipMasq", "macspoofchk", "disableContainerInterface", "vlan", "vlanTrunk")
-_UNSUPPORTED_RUNTIME = ("portMappings", "bandwidth")
+_CHAINABLE = {"portMappings": "portmap", "bandwidth": "bandwidth"}
 
 
 def _refuse_unsupported(fields: Fields) -> None:
@@ -109,16 +109,20 @@ def _refuse_unsupported(fields: Fields) -> None:
     runtime = fields.child("runtimeConfig")
     fields.flag("preserveDefaultVlan")
     fields.text("ipMasqBackend")
-    asked = [(key, fields.obj.get(key)) for key in _UNSUPPORTED]
-    asked += [(runtime.at(key), runtime.obj.get(key)) for key in _UNSUPPORTED_RUNTIME]
-    for path, value in asked:
-        if _asks_nothing(value):
-            continue
+    for key in _UNSUPPORTED:
+        _refuse(fields, key, "this version of podwire does not do it: remove the field")
+    for key, plugin in _CHAINABLE.items():
+        remedy = f"chain the plugin {plugin} after podwire, and declare the capability there"
+        _refuse(runtime, key, f"this version of podwire does not do it: {remedy}")
+
+
+def _refuse(fields: Fields, key: str, remedy: str) -> None:
+    value = fields.obj.get(key)
+    if not _asks_nothing(value):
         raise CniError(
             Code.UNSUPPORTED_FIELD,
-            f"{path}: unsupported field, its value is {shown(value)}",
-            "this version of podwire does not do it: remove the field, or chain the plugin that"
-            " does it after podwire",
+            f"{fields.at(key)}: unsupported field, its value is {shown(value)}",
+            remedy,
         )
 
 

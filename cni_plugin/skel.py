@@ -84,6 +84,7 @@ def parse_request(environ: Mapping[str, str], stdin: bytes) -> Request:
     attachment = _attachment(environ) if "CNI_IFNAME" in _REQUIRED[command] else Attachment("", "")
     conf = decode_config(stdin)
     version = config_version(conf)
+    _refuse_conflist(conf)
     since = _SINCE.get(command)
     if since is not None and not at_least(version, since):
         raise CniError(
@@ -129,6 +130,16 @@ def decode_config(stdin: bytes) -> Mapping[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _refuse_conflist(conf: Mapping[str, Any]) -> None:
+    """A person who calls a plugin by hand may well pass the file that runtimes read."""
+    if "plugins" in conf and "type" not in conf:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            "plugins: this is a list of plugins (a conflist), not a plugin's configuration",
+            "pass one element of plugins, with the name and the cniVersion of the list",
+        )
 
 
 def config_version(conf: Mapping[str, Any]) -> str:

@@ -60,13 +60,14 @@ class _Named(NamedTuple):
 
 def parse(
     request: Request,
-    subnets: tuple[IPNetwork, ...] = (),
+    subnets: tuple[IPNetwork, ...] | None = None,
     refuse_foreign: Callable[[IPNetwork], None] = lambda subnet: None,
 ) -> HostLocalConf:
     """The ipam section of a request, with the addresses that the runtime asks for.
 
-    `subnets` are this node's pod subnets, from an inventory. They are the ranges, one set each,
-    when the configuration has none; otherwise every range must lie inside one of them.
+    `subnets` are this node's pod subnets, from an inventory; None where there is no inventory.
+    They are the ranges, one set each, when the configuration has none; otherwise every range must
+    lie inside one of them.
     `refuse_foreign` is asked first, and may know whose a subnet is instead.
 
     Raises CniError: 7 for a wrong value, 4 for one in CNI_ARGS.
@@ -77,7 +78,13 @@ def parse(
     if named:
         _refuse_foreign(named, subnets, refuse_foreign)
     else:
-        named = [_whole(subnet, index) for index, subnet in enumerate(subnets)]
+        named = [_whole(subnet, index) for index, subnet in enumerate(subnets or ())]
+    if not named and subnets is not None:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            "ipam.ranges: none is configured, and this node has no podCIDRs in the inventory",
+            "give this node podCIDRs of its own in the inventory",
+        )
     if not named:
         raise CniError(
             Code.INVALID_CONFIG,
@@ -203,11 +210,11 @@ def _whole(subnet: IPNetwork, index: int) -> _Named:
 
 def _refuse_foreign(
     named: list[_Named],
-    subnets: tuple[IPNetwork, ...],
+    subnets: tuple[IPNetwork, ...] | None,
     refuse_foreign: Callable[[IPNetwork], None],
 ) -> None:
     """Addresses of another node's subnet would be unreachable: nobody routes them here."""
-    if not subnets:
+    if subnets is None:
         return
     for entry in named:
         for found, path in zip(entry.range_set, entry.paths, strict=True):
@@ -217,7 +224,7 @@ def _refuse_foreign(
                     f"{path}.subnet",
                     str(found.subnet),
                     "expected a subnet inside this node's pod subnets"
-                    f" {', '.join(str(subnet) for subnet in subnets)}",
+                    f" {', '.join(str(subnet) for subnet in subnets) or '(it has none)'}",
                     "remove the ranges, or correct this node's podCIDRs in the inventory",
                 )
 

@@ -20,10 +20,6 @@ from typing import NamedTuple, Protocol
 from cni_plugin.spec import CniError, Code, IPAddress, IPNetwork
 from ipam.inventory import Inventory, Node
 
-# The rtm_protocol of podwire's routes. The kernel does not interpret values above RTPROT_STATIC
-# (rtnetlink(7)), and iproute2's rt_protos names none 112.
-ROUTE_PROTOCOL = 112
-
 
 class NodeRoute(NamedTuple):
     """A route to `dst`, pods of another node, by way of `via`, an address of that node.

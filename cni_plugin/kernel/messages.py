@@ -91,11 +91,6 @@ def get_link(name: str) -> Message:
     return _message(ifinfmsg, {"attrs": attrs}, RTM_GETLINK, NLM_F_REQUEST, f"look up link {name}")
 
 
-def get_link_by_index(index: int) -> Message:
-    value = {"index": index, "attrs": [("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)]}
-    return _message(ifinfmsg, value, RTM_GETLINK, NLM_F_REQUEST, f"look up link {index}")
-
-
 def dump_links(kind: str = "", master: int = 0) -> Message:
     """All links, or those of one kind, or the ports of one bridge: the kernel filters."""
     attrs: list[tuple[str, Any]] = [("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)]
@@ -209,9 +204,9 @@ def delete_address(address: IPInterface, index: int, link: str) -> Message:
     return _message(ifaddrmsg, value, RTM_DELADDR, CHANGE, f"remove address {address} from {link}")
 
 
-def dump_addresses(index: int = 0, version: int = 0) -> Message:
+def dump_addresses(index: int = 0) -> Message:
     """All addresses, or those of one link; the kernel filters on a strict socket."""
-    value = {"index": index, "family": family(version) if version else AF_UNSPEC}
+    value = {"index": index, "family": AF_UNSPEC}
     return _message(ifaddrmsg, value, RTM_GETADDR, DUMP, "list addresses")
 
 

@@ -123,11 +123,7 @@ class RouteSocket:
                 interrupted = interrupted or bool(flags & _NLM_F_DUMP_INTR)
                 if kind in (_NLMSG_DONE, _NLMSG_ERROR):
                     errno = -struct.unpack_from("=i", payload)[0]
-                    if errno and errno not in (
-                        errnos.EAFNOSUPPORT,
-                        errnos.EOPNOTSUPP,
-                        errnos.ENOENT,
-                    ):
+                    if errno and errno not in _NOTHING_THERE:
                         raise KernelError(errno, message.what, _hint(flags, payload))
                     return entries, interrupted
                 entries.append(_decoded(kind, flags, number, payload))

@@ -250,6 +250,7 @@ def test_the_address_directory_is_full(make_stage, small_disk, fresh):
         ended = stage.run("ADD")
         left = faults.leftovers(before, stage.world())
         if ended.rc == 0:
+            assert stage.run("DEL").rc == 0
             continue
         failed += 1
         assert ended.document()["code"] == 5, ended

@@ -28,7 +28,7 @@ def shape(conf: HostLocalConf) -> list[list[str]]:
 
 
 def refusal(*args: Any, **keys: Any) -> CniError:
-    subnets = keys.pop("subnets", ())
+    subnets = keys.pop("subnets", None)
     with pytest.raises(CniError) as caught:
         parse(request(*args, **keys), subnets)
     return caught.value
@@ -293,7 +293,7 @@ _json = st.recursive(
     args=_json,
     asked=_texts,
     version=st.sampled_from(["0.1.0", "1.1.0"]),
-    subnets=st.sampled_from([(), NODE]),
+    subnets=st.sampled_from([None, (), NODE]),
 )
 def test_any_json_is_taken_or_refused(
     ipam: Any, runtime: Any, args: Any, asked: str, version: str, subnets: Any
@@ -310,3 +310,12 @@ def test_any_json_is_taken_or_refused(
     else:
         assert conf.range_sets
         assert all(int(r.start) <= int(r.end) for s in conf.range_sets for r in s)
+
+
+def test_a_node_without_subnets_in_the_inventory_has_no_ranges_of_its_own() -> None:
+    """An empty inventory entry is not the same as no inventory."""
+    error = refusal({"subnet": "10.244.0.0/24"}, subnets=())
+    assert error.code == Code.INVALID_CONFIG
+    error = refusal({}, subnets=())
+    assert error.code == Code.INVALID_CONFIG
+    assert "inventory" in error.msg

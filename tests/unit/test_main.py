@@ -93,11 +93,11 @@ def test_a_failure_is_one_error_document(
 
 
 def test_a_bug_leaves_its_traceback_on_stderr(
-    run: Callable[[Run], None], capsys: pytest.CaptureFixture[str]
+    run: Callable[[Run], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     run(raising(ZeroDivisionError("x")))
     served(ENV, CONF)
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert out == ""
     assert "ZeroDivisionError: x" in err
 
