@@ -1,7 +1,7 @@
 """The tool `podwire`: what people and scripts call; a runtime never does.
 
-A user's mistake is `error:` and `hint:` on stderr and exit status 1, or click's usage message and
-status 2; never a traceback. The commands are in the modules `tool_*`.
+A failure is `error CODE:` and `hint:` on stderr and exit status 1; with --json, a JSON document on
+stdout instead. A mistake in the arguments is click's usage message and status 2. Never a traceback. The commands are in the modules `tool_*`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import get_completion_class
 
-from cni_plugin.spec import SUPPORTED_VERSIONS, CniError, Code
+from cni_plugin.spec import SUPPORTED_VERSIONS, CniError
 from cni_plugin.tool_ipam import ipam
 from cni_plugin.tool_lab import lab
-from cni_plugin.tool_output import show_error
+from cni_plugin.tool_output import of_system, show_error
 from cni_plugin.tool_routes import routes
 from cni_plugin.tool_status import status
 from cni_plugin.version import VERSION
@@ -49,7 +49,7 @@ def tool(args: Sequence[str] | None = None) -> int:
         # Nobody reads on. Python would complain at exit, when it flushes stdout once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as e:
-        show_error(CniError(Code.IO_FAILURE, f"system call failed: {e}"))
+        show_error(of_system(e))
     else:
         return status if isinstance(status, int) else 0
     return 1

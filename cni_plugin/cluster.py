@@ -18,6 +18,8 @@ from ipam import inventory as inventories
 from ipam import overlaps, routes
 from ipam.inventory import Inventory, Node
 
+LocalAddresses = tuple[tuple[str, IPInterface], ...]  # with the links' names
+
 
 class Cluster(NamedTuple):
     """All nodes, and which of them this one is."""
@@ -32,12 +34,27 @@ def join(path: str, node_name: str, route_socket: RouteSocket) -> Cluster:
     Raises CniError: 5 and 7 for the file, 106 for an overlap.
     """
     known = inventories.load(path)
-    local = observe.local_addresses(route_socket)
+    local: LocalAddresses = ()
+    named = [node for node in known.nodes if node.name == node_name]
+    if not (named and named[0].networks):  # then the inventory says all; a dump can be long
+        local = observe.local_addresses(route_socket)
+    found = identify(known, node_name, local)
+    refuse_overlaps(found, local)
+    return found
+
+
+def identify(known: Inventory, node_name: str, local: LocalAddresses) -> Cluster:
+    """Find this node, which has the addresses `local`. Subnets may overlap: it is to be looked at."""
     own = inventories.find_self(
         known, node_name, os.uname().nodename, lambda: [address.ip for _, address in local]
     )
-    overlaps.refuse_overlaps(known, own, _node_networks(own, local))
     return Cluster(known, own)
+
+
+def refuse_overlaps(cluster: Cluster, local: LocalAddresses) -> None:
+    """Raises CniError 106 when a pod subnet overlaps another one, or the node's own network."""
+    networks = _node_networks(cluster.own, local)
+    overlaps.refuse_overlaps(cluster.inventory, cluster.own, networks)
 
 
 def refuse_foreign(cluster: Cluster, subnet: IPNetwork) -> None:
@@ -45,9 +62,7 @@ def refuse_foreign(cluster: Cluster, subnet: IPNetwork) -> None:
     overlaps.refuse_foreign_subnet(cluster.inventory, cluster.own, subnet)
 
 
-def _node_networks(
-    own: Node, local: tuple[tuple[str, IPInterface], ...]
-) -> list[tuple[str, IPNetwork]]:
+def _node_networks(own: Node, local: LocalAddresses) -> list[tuple[str, IPNetwork]]:
     """The networks that the node's own addresses lie in, as its links say: the node network.
 
     Other links don't count: the pods' bridge carries the pod subnet by right.
@@ -69,10 +84,16 @@ def sync(cluster: Cluster, route_socket: RouteSocket) -> routes.Changes:
 
 
 def refuse_obstructed(cluster: Cluster, route_socket: RouteSocket) -> None:
-    """Raises CniError 103 when another program's route is in the way of one that is missing."""
+    """For STATUS: what would keep `sync` from making the routes that are missing.
+
+    Raises CniError 103 for another program's route in the way of one, 104 for a node whose
+    address is not on a link of this node.
+    """
     table = KernelRouteTable(route_socket)
     wanted = routes.desired(cluster.inventory, cluster.own)
-    table.refuse_obstructed(routes.difference(wanted, table.owned()).add)
+    changes = routes.difference(wanted, table.owned())
+    table.refuse_obstructed([*changes.add, *changes.replace])
+    table.refuse_distant([*changes.add, *changes.replace])
 
 
 def missing(cluster: Cluster, route_socket: RouteSocket) -> list[str]:

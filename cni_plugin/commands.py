@@ -23,6 +23,8 @@ from cni_plugin.netconf import NetConf
 from cni_plugin.node import Node, all_or_nothing, cluster_of, leases_of, sandbox
 from cni_plugin.spec import Attachment, CniError, Code, Request, Result
 
+_VALID_ATTACHMENTS = "cni.dev/valid-attachments"
+
 
 def run(request: Request, node: Node) -> bytes:
     """Serve a request of the main plugin: the bytes for stdout, none for a silent success.
@@ -147,16 +149,14 @@ def _collect(request: Request, node: Node) -> bytes:
     if valid is None:
         source.collect(None)
         return b""
-    aliases = frozenset(names.alias(request.network, attachment) for attachment in valid)
-    prefix = names.alias_prefix(request.network)
     failures: list[CniError] = []
     kept = set(valid)
-    for name, alias in detach.strays(node.route_socket, prefix, aliases):
+    for name, attachment in _stray_links(request, node, source, valid).items():
         try:
             detach.remove_host_veth(node.route_socket, name)
         except CniError as e:
             failures.append(e)
-            kept.add(names.attachment_of(alias))  # its link is in use, so are its addresses
+            kept.add(attachment)  # its link is in use, and so are its addresses
     try:
         source.collect(frozenset(kept))
     except CniError as e:
@@ -170,13 +170,31 @@ def _collect(request: Request, node: Node) -> bytes:
     return b""
 
 
+def _stray_links(
+    request: Request, node: Node, source: leases.Leases, valid: frozenset[Attachment]
+) -> dict[str, Attachment]:
+    """Host veths of attachments that are not valid, by name.
+
+    Found by their aliases, and by the names that the reservations imply: an ADD that was killed
+    early has a link without an alias.
+    """
+    aliases = frozenset(names.alias(request.network, attachment) for attachment in valid)
+    prefix = names.alias_prefix(request.network)
+    strays = {
+        name: names.attachment_of(alias)
+        for name, alias in detach.strays(node.route_socket, prefix, aliases)
+    }
+    for attachment in source.stale(valid):
+        strays.setdefault(names.host_veth_name(request.network, attachment), attachment)
+    return strays
+
+
 def _valid_attachments(request: Request) -> frozenset[Attachment] | None:
     """cni.dev/valid-attachments; None when absent or null, and then nothing may be removed."""
     fields = Fields(request.conf)
-    for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
-        if fields.has(key):
-            return frozenset(_attachment_of(entry) for entry in fields.children(key))
-    return None
+    if not fields.has(_VALID_ATTACHMENTS):
+        return None
+    return frozenset(_attachment_of(entry) for entry in fields.children(_VALID_ATTACHMENTS))
 
 
 def _attachment_of(entry: Fields) -> Attachment:

@@ -10,7 +10,7 @@ Both families go through the same code: a list of addresses, each of which knows
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_network
 from typing import NamedTuple
 
@@ -115,12 +115,7 @@ def plan(
     """
     leases = _settled(conf, leases)
     versions = tuple(sorted({ip.address.version for ip in leases.ips}))
-    if conf.mtu and conf.mtu < _IPV6_MIN_MTU and 6 in versions:
-        raise CniError(
-            Code.INVALID_CONFIG,
-            f"mtu: {conf.mtu} is too small for IPv6",
-            f"IPv6 needs at least {_IPV6_MIN_MTU}: raise mtu, or leave IPv6 out of ipam",
-        )
+    refuse_small_mtu(conf, versions)
     return PodNetwork(
         bridge=None if conf.mode == "ptp" else _bridge(conf, leases.ips, siblings),
         host=_host_veth(conf, attachment, leases.ips),
@@ -135,6 +130,16 @@ def plan(
         forwarding=versions if conf.is_gateway else (),
         leases=leases,
     )
+
+
+def refuse_small_mtu(conf: NetConf, versions: Collection[int]) -> None:
+    """Raises CniError 7 when an IPv6 address would not come up for the configured MTU."""
+    if conf.mtu and conf.mtu < _IPV6_MIN_MTU and 6 in versions:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"mtu: {conf.mtu} is too small for IPv6",
+            f"IPv6 needs at least {_IPV6_MIN_MTU}: raise mtu, or leave IPv6 out of ipam",
+        )
 
 
 def _settled(conf: NetConf, leases: Result) -> Result:

@@ -114,6 +114,7 @@ def status(request: Request, node: Node) -> bytes:
         nodes = cluster_of(conf, node)
         source = leases_of(request, node, nodes)
         source.status()
+        datapath.refuse_small_mtu(conf, {gateway.version for gateway in source.gateways()})
         if conf.mode == "bridge":
             gateways = source.gateways() if conf.is_gateway and not conf.force_address else ()
             bridge.refuse_unusable(node.route_socket, conf.bridge, gateways)

@@ -28,6 +28,10 @@ class Leases(Protocol):
         """GC. None for `valid`: the runtime did not say, so nothing of ours may go."""
         ...
 
+    def stale(self, valid: frozenset[Attachment]) -> Collection[Attachment]:
+        """The attachments that hold addresses here and are not valid."""
+        ...
+
     def status(self) -> None: ...
     def holds(self) -> bool:
         """Whether the attachment is known to hold an address here."""
@@ -39,7 +43,10 @@ class Leases(Protocol):
 
 
 class _HostLocal:
-    """podwire's own IPAM. The configuration is read whole only for what needs it whole."""
+    """podwire's own IPAM, in this process.
+
+    `conf` is None for DEL and GC, which need only know where the reservations are.
+    """
 
     def __init__(self, request: Request, conf: config.HostLocalConf | None) -> None:
         self._request = request
@@ -64,6 +71,9 @@ class _HostLocal:
     def collect(self, valid: frozenset[Attachment] | None) -> None:
         if valid is not None:
             host_local.collect(self._place, valid)
+
+    def stale(self, valid: frozenset[Attachment]) -> Collection[Attachment]:
+        return host_local.stale(self._place, valid)
 
     def status(self) -> None:
         host_local.status(self._strict)
@@ -95,6 +105,9 @@ class _Delegated:
     def collect(self, valid: frozenset[Attachment] | None) -> None:
         self._delegate.collect()
 
+    def stale(self, valid: frozenset[Attachment]) -> Collection[Attachment]:
+        return ()
+
     def status(self) -> None:
         self._delegate.status()
 
@@ -119,6 +132,9 @@ class _Nobody:
 
     def collect(self, valid: frozenset[Attachment] | None) -> None:
         pass
+
+    def stale(self, valid: frozenset[Attachment]) -> Collection[Attachment]:
+        return ()
 
     def status(self) -> None:
         pass

@@ -3,9 +3,9 @@
 The option names are those of the Go bridge plugin and keep their meaning; podwire's own are
 `mode`, `nodes` and `nodeName`. What an option means to a reader is in docs/config.md.
 
-Two readers: `parse` for ADD, CHECK and STATUS takes the whole configuration and refuses what is
-wrong; DEL and GC need no more than `Request.network` and the ipam section, because a pod must go
-away even when somebody broke the configuration meanwhile.
+`parse` is for ADD, CHECK and STATUS: it takes the whole configuration and refuses what is wrong.
+DEL and GC do without it. They need no more than `Request.network`, `ipam_type` and ipam.dataDir,
+because a pod must go away even when somebody broke the configuration meanwhile.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ Rules:
 - What each command requires is one table (`_REQUIRED`), not a chain of ifs.
 - All missing variables are named at once, as the specification asks.
 
-Where this differs from the reference's skel: CNI_PATH may be absent (it is needed by delegates
-only, and they say so), and errors go to stdout, which is where libcni reads them.
+Where this differs from the reference's skel: of the commands only GC requires CNI_PATH, as the
+specification says (delegates need it as well, and say so themselves), and errors go to stdout,
+which is where libcni reads them.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ class DNS(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What an ADD made, in the shape of the newest version; `skel` encodes older ones."""
+    """What an ADD made, in the shape of the newest version; `results` encodes older ones."""
 
     interfaces: tuple[Interface, ...] = ()
     ips: tuple[IPConfig, ...] = ()

@@ -10,39 +10,69 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from json import dumps, loads
+from json import dumps
 from typing import Any, NamedTuple
 
 import click
 
 from cni_plugin import skel
-from cni_plugin.fields import Fields, as_object
+from cni_plugin.fields import Fields
 from cni_plugin.leases import IN_PROCESS
 from cni_plugin.spec import CURRENT_VERSION, SUPPORTED_VERSIONS, CniError, Code, Request
+from ipam import config as ipam_config
+from ipam.config import Place
 
 CONF_DIR = "/etc/cni/net.d"
 BIN_DIR = "/opt/cni/bin"
 PLUGIN = "podwire"
 _SUFFIXES = (".conf", ".conflist", ".json")
-_MAX_BYTES = skel.MAX_CONFIG_BYTES
+
+FILE = click.Path(readable=False)  # that it can't be read is said with code and remedy
+FOLDER = click.Path(readable=False, file_okay=False)
+
+
+# --- options ----------------------------------------------------------------------------------
 
 
 def config_options(command: Any) -> Any:
-    """The options --config and --conf-dir, for a command's parameters `config` and `conf_dir`."""
+    """The options --conf-dir and --config, for a command's parameters `conf_dir` and `config`."""
     for option in (
+        click.option(
+            "--config",
+            metavar="FILE",
+            type=FILE,
+            help="Take this conflist or plugin configuration instead of a folder.",
+        ),
         click.option(
             "--conf-dir",
             metavar="DIR",
+            type=FOLDER,
             default=CONF_DIR,
             show_default=True,
             help="The runtime's configuration folder; it uses the first file by name.",
         ),
-        click.option(
-            "--config", metavar="FILE", help="Take this conflist or plugin configuration instead."
-        ),
     ):
         command = option(command)
     return command
+
+
+def place_options(command: Any) -> Any:
+    """Those and --data-dir and --network, for the parameters `data_dir` and `network`."""
+    for option in (
+        click.option("--network", metavar="NAME", help="The network's name, with --data-dir."),
+        click.option(
+            "--data-dir",
+            metavar="DIR",
+            type=FOLDER,
+            help=f"A folder of address directories, such as {ipam_config.DEFAULT_DATA_DIR}.",
+        ),
+        config_options,
+    ):
+        command = option(command)
+    return command
+
+
+# --- configurations ---------------------------------------------------------------------------
 
 
 class Plugin(NamedTuple):
@@ -62,12 +92,14 @@ class Plugin(NamedTuple):
 
 
 class NetworkFile(NamedTuple):
-    """A configuration file; `version` is the newest of those it offers that podwire speaks."""
+    """A configuration file; `version` is the newest of those it offers that podwire speaks,
+    `declared` what its cniVersion says."""
 
     path: str
     name: str
     version: str
     plugins: tuple[Plugin, ...]
+    declared: str
 
     def podwires(self) -> tuple[Plugin, ...]:
         return tuple(plugin for plugin in self.plugins if plugin.type == PLUGIN)
@@ -107,23 +139,48 @@ def load(path: str) -> NetworkFile:
 
     Raises CniError: 5 when it can't be read, 6 and 7 for what is in it; the path stands in front.
     """
+    data = read(path, skel.MAX_CONFIG_BYTES, "a conflist")
     try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_BYTES)
-    except OSError as e:
-        raise CniError(Code.IO_FAILURE, f"{path}: {e.strerror}") from e
+        document = skel.decode_config(data)
+    except CniError as e:
+        reason = e.msg.replace(" on stdin", "")
+        raise CniError(e.code, f"{path}: {reason}", "expected a conflist, a JSON object") from e
     try:
-        document = loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as e:
-        reason = str(e).partition("\n")[0] or type(e).__name__
-        raise CniError(Code.DECODE_FAILURE, f"{path}: not valid JSON: {reason}") from e
-    try:
-        return _network(path, as_object(document, "network configuration"))
+        return _network(path, Fields(document))
     except CniError as e:
         raise CniError(e.code, f"{path}: {e.msg}", e.details) from e
 
 
+def read(path: str, limit: int, wanted: str) -> bytes:
+    """The file, one byte more than `limit` at most. Raises CniError 5 with a remedy."""
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            return file.read(limit + 1) or b""
+    except FileNotFoundError as e:
+        hint = f"name the file of {wanted}, as it is on this node"
+        raise CniError(Code.IO_FAILURE, f"{path}: {e.strerror}", hint) from e
+    except IsADirectoryError as e:
+        hint = f"name a file, that of {wanted}; a runtime's folder is for --conf-dir"
+        raise CniError(Code.IO_FAILURE, f"{path}: {e.strerror}", hint) from e
+    except PermissionError as e:
+        raise CniError(Code.PERMISSION_DENIED, f"{path}: {e.strerror}", "run this as root") from e
+    except OSError as e:
+        raise CniError(Code.IO_FAILURE, f"{path}: {e.strerror}") from e
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """A FIFO at `path` then reads as empty, where the tool would wait for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _network(path: str, fields: Fields) -> NetworkFile:
+    if fields.has("nodes") and not (fields.has("plugins") or fields.has("type")):
+        raise CniError(
+            Code.INVALID_CONFIG,
+            "this is a node inventory, not a network configuration",
+            'name the configuration whose "nodes" is this path; the commands of `podwire routes`'
+            " take the inventory itself, with --inventory",
+        )
     name, version = fields.text("name"), _version(fields)
     if not name:
         raise CniError(Code.INVALID_CONFIG, "name: the network has none")
@@ -137,7 +194,8 @@ def _network(path: str, fields: Fields) -> NetworkFile:
         plugins.append(Plugin(kind, conf))
     if not plugins:
         raise CniError(Code.INVALID_CONFIG, "plugins: the list is empty")
-    return NetworkFile(path, name, version, tuple(plugins))
+    declared = fields.text("cniVersion") or SUPPORTED_VERSIONS[0]
+    return NetworkFile(path, name, version, tuple(plugins), declared)
 
 
 def _version(fields: Fields) -> str:
@@ -199,3 +257,27 @@ def addressed(file: NetworkFile) -> Plugin:
         f"this needs ipam.type {' or '.join(IN_PROCESS)}; or name a directory with --data-dir and"
         " --network",
     )
+
+
+# --- address directories ----------------------------------------------------------------------
+
+
+class Target(NamedTuple):
+    """An address directory, and the plugin whose it is: None when only the directory was named."""
+
+    place: Place
+    plugin: Plugin | None
+
+
+def target(config: str | None, conf_dir: str, data_dir: str | None, network: str | None) -> Target:
+    """What the options of `place_options` name."""
+    if not data_dir and not network:
+        plugin = addressed(find(config, conf_dir))
+        return Target(ipam_config.locate(plugin.request()), plugin)
+    if config:
+        raise click.UsageError("--config excludes --data-dir and --network")
+    if not network:
+        raise click.UsageError("--data-dir needs --network")
+    if network in (".", "..") or "/" in network:
+        raise click.UsageError(f"--network: {network} is no network's name")
+    return Target(Place(os.path.abspath(data_dir or ipam_config.DEFAULT_DATA_DIR), network), None)

@@ -1,14 +1,16 @@
-"""What the tool prints: aligned tables for people, JSON for programs."""
+"""What the tool prints: aligned tables for people, JSON for programs, errors for both."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from json import dumps
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from cni_plugin.spec import CniError
+from cni_plugin.spec import CniError, Code
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -31,11 +33,70 @@ def show_json(document: Any) -> None:
     click.echo(dumps(document, indent=2, ensure_ascii=False))
 
 
+# --- errors -----------------------------------------------------------------------------------
+
+
 def show_error(error: CniError) -> None:
-    """What is wrong, and what to do about it, on stderr."""
-    click.echo(f"error: {error.msg}", err=True)
+    """What is wrong, by which code, and what to do about it, on stderr."""
+    click.echo(f"error {code_of(error)}: {error.msg}", err=True)
     if error.details:
-        click.echo(f"hint: {error.details}", err=True)
+        show_hint(error.details)
+
+
+def show_hint(text: str) -> None:
+    """What to do, on stderr: stdout has the answer alone."""
+    click.echo(f"hint: {text}", err=True)
+
+
+def code_of(error: CniError) -> int:
+    """The error's code; where STATUS has wrapped a cause into its own code 50, the cause's."""
+    cause = error.__cause__
+    if error.code != Code.NOT_AVAILABLE:
+        return error.code
+    if isinstance(cause, CniError):
+        return code_of(cause)
+    if isinstance(cause, PermissionError):
+        return Code.PERMISSION_DENIED
+    return Code.IO_FAILURE if isinstance(cause, OSError) else error.code
+
+
+def error_document(error: CniError) -> dict[str, Any]:
+    """The error as every --json shows it."""
+    return {"code": code_of(error), "msg": error.msg, "details": error.details}
+
+
+def of_system(error: OSError) -> CniError:
+    """The error for a failed system call that nobody foresaw."""
+    return CniError(Code.IO_FAILURE, f"system call failed: {error}")
+
+
+class JsonCommand(click.Command):
+    """A command with --json, which then says what failed in JSON as well, on stdout."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (CniError, OSError) as e:
+            if not ctx.params["as_json"]:
+                raise
+            failure = e if isinstance(e, CniError) else of_system(e)
+            show_json({"error": error_document(failure)})
+            return 1
+
+
+def json_option(function: _Function) -> _Function:
+    """--json, for the parameter `as_json` of a `JsonCommand`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+# --- texts ------------------------------------------------------------------------------------
+
+
+def count(number: int, singular: str) -> str:
+    """The number with its noun: 1 port, 2 ports."""
+    return f"{number} {singular}" + ("" if number == 1 else "s")
 
 
 def age(seconds: float) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from shlex import join as shell
 from typing import Any, NamedTuple
 
 import click
 
 from cni_plugin import cluster, netconf, tool_conf, tool_output
-from cni_plugin.cluster import Cluster
+from cni_plugin.cluster import Cluster, LocalAddresses
 from cni_plugin.kernel import observe, privileges
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.routetable import KernelRouteTable
@@ -19,26 +20,21 @@ from ipam import routes as node_routes
 
 
 class RouteRow(NamedTuple):
-    """One route to another node. `state` is ok, missing, wrong gateway or stale; `present` is the
-    gateway that the kernel has instead of `via`, "" when there is no other."""
+    """One route to another node. `state` is ok, missing, wrong gateway or stale; `actual` is the
+    gateway that the kernel has, None when it has no route; `node` is None for a stale one."""
 
     dst: str
     via: str
-    node: str
+    node: str | None
     state: str
-    present: str = ""
+    actual: str | None
 
 
 def find_node(path: str, node_name: str, route_socket: RouteSocket) -> Cluster:
     """The inventory and this node in it, overlaps or not: to look at, not to act on."""
-    known = inventories.load(path)
-    own = inventories.find_self(
-        known,
-        node_name,
-        os.uname().nodename,
-        lambda: [address.ip for _, address in observe.local_addresses(route_socket)],
+    return cluster.identify(
+        inventories.load(path), node_name, observe.local_addresses(route_socket)
     )
-    return Cluster(known, own)
 
 
 def compare(found: Cluster, route_socket: RouteSocket) -> list[RouteRow]:
@@ -49,21 +45,33 @@ def compare(found: Cluster, route_socket: RouteSocket) -> list[RouteRow]:
     gateways = {route.dst: str(route.via) for route in owned}
     rows = []
     for route in wanted:
-        state, present = "ok", ""
+        state = "ok"
         if route in changes.add:
             state = "missing"
         elif route in changes.replace:
-            state, present = "wrong gateway", gateways[route.dst]
-        rows.append(RouteRow(str(route.dst), str(route.via), route.node, state, present))
-    rows += [RouteRow(str(r.dst), str(r.via), "", "stale") for r in changes.remove]
+            state = "wrong gateway"
+        actual = None if state == "missing" else gateways[route.dst]
+        rows.append(RouteRow(str(route.dst), str(route.via), route.node, state, actual))
+    rows += [
+        RouteRow(str(r.dst), str(r.via), None, "stale", str(r.via)) for r in changes.remove
+    ]
     return rows
 
 
 def text(route: Mapping[str, Any]) -> str:
     """A route in words, for a list."""
     node = f" ({route['node']})" if route["node"] else ""
-    present = f", it is {route['present']}" if route["present"] else ""
-    return f"{route['dst']} via {route['via']}{node}: {route['state']}{present}"
+    return f"{route['dst']} via {route['via']}{node}: {_state(route)}"
+
+
+def _state(route: Mapping[str, Any]) -> str:
+    differs = route["actual"] not in (None, route["via"])
+    return f"{route['state']} {route['actual']}" if differs else str(route["state"])
+
+
+def remedy(*options: str) -> str:
+    """What repairs routes that are not ok; `options` name the inventory as it was named."""
+    return f"`{shell(('podwire', 'routes', 'sync', *options))}` makes the routes right"
 
 
 @click.group()
@@ -78,7 +86,10 @@ def _source_options(command: Any) -> Any:
     for option in (
         click.option("--node", metavar="NAME", help="This node's name in the --inventory."),
         click.option(
-            "--inventory", metavar="FILE", help="Take this node inventory, and no configuration."
+            "--inventory",
+            metavar="FILE",
+            type=tool_conf.FILE,
+            help="Take this node inventory, and no configuration.",
         ),
         tool_conf.config_options,
     ):
@@ -86,75 +97,99 @@ def _source_options(command: Any) -> Any:
     return command
 
 
-@routes.command()
+@routes.command(cls=tool_output.JsonCommand)
 @_source_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@tool_output.json_option
 def show(
     config: str | None, conf_dir: str, inventory: str | None, node: str | None, as_json: bool
 ) -> None:
-    """Compare the routes this node should have with those it has."""
+    """Compare the routes this node should have with those it has.
+
+    Subnets that overlap are an error, after the table.
+    """
     with RouteSocket() as route_socket:
-        rows = compare(_join(config, conf_dir, inventory, node, route_socket), route_socket)
+        local = observe.local_addresses(route_socket)
+        found = _find(config, conf_dir, inventory, node, local)
+        rows = [row._asdict() for row in compare(found, route_socket)]
+    if not as_json:
+        tool_output.show_table(
+            ("DESTINATION", "GATEWAY", "NODE", "STATE"),
+            [(row["dst"], row["via"], row["node"] or "-", _state(row)) for row in rows],
+            "no routes: this node has no peers with pods",
+        )
+    cluster.refuse_overlaps(found, local)
     if as_json:
-        tool_output.show_json([row._asdict() for row in rows])
-        return
-    tool_output.show_table(
-        ("DESTINATION", "GATEWAY", "NODE", "STATE"),
-        [
-            (
-                row.dst,
-                row.via,
-                row.node or "-",
-                row.state + (f": {row.present}" * bool(row.present)),
-            )
-            for row in rows
-        ],
-        "no routes: this node has no peers with pods",
-    )
+        tool_output.show_json(rows)
+    elif any(row["state"] != "ok" for row in rows):
+        tool_output.show_hint(remedy(*_options(config, conf_dir, inventory, node)))
 
 
-@routes.command()
+def _options(
+    config: str | None, conf_dir: str, inventory: str | None, node: str | None
+) -> Iterator[str]:
+    """The options again, as they were given."""
+    given = {"--config": config, "--inventory": inventory, "--node": node}
+    if conf_dir != tool_conf.CONF_DIR:
+        given["--conf-dir"] = conf_dir
+    for name, value in given.items():
+        if value:
+            yield from (name, value)
+
+
+@routes.command(cls=tool_output.JsonCommand)
 @_source_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@tool_output.json_option
 def sync(
     config: str | None, conf_dir: str, inventory: str | None, node: str | None, as_json: bool
 ) -> None:
-    """Make the routes what the inventory says: add, replace and remove podwire's own.
+    """Make the routes what the inventory says.
 
-    A second call finds nothing to do.
+    Adds, replaces and removes podwire's own. A second call finds nothing to do.
     """
     privileges.require()
     with RouteSocket() as route_socket:
-        found = _join(config, conf_dir, inventory, node, route_socket)
+        local = observe.local_addresses(route_socket)
+        found = _find(config, conf_dir, inventory, node, local)
+        cluster.refuse_overlaps(found, local)
         changes = cluster.sync(found, route_socket)
     rows = list(_changed(changes))
     if as_json:
-        tool_output.show_json([{"action": a, "dst": d, "via": v, "node": n} for a, d, v, n in rows])
+        tool_output.show_json(rows)
         return
-    for action, dst, via, name in rows:
-        click.echo(f"{action} {dst} via {via}" + (f" (node {name})" if name else ""))
+    for row in rows:
+        name = f" (node {row['node']})" if row["node"] else ""
+        click.echo(f"{row['action']} {row['dst']} via {row['via']}{name}")
     if not rows:
         click.echo("nothing to do: all routes are in place")
 
 
-def _changed(changes: node_routes.Changes) -> Iterator[tuple[str, str, str, str]]:
+def _changed(changes: node_routes.Changes) -> Iterator[dict[str, str | None]]:
     for action in ("remove", "replace", "add"):
         for route in getattr(changes, action):
-            yield action, str(route.dst), str(route.via), route.node
+            dst, via = str(route.dst), str(route.via)
+            yield {"action": action, "dst": dst, "via": via, "node": route.node or None}
 
 
-def _join(
+def _find(
     config: str | None,
     conf_dir: str,
     inventory: str | None,
     node: str | None,
-    route_socket: RouteSocket,
+    local: LocalAddresses,
 ) -> Cluster:
-    """The cluster that the options name, refused when its subnets overlap."""
+    """The cluster that the options name, overlaps or not."""
+    path, name = _named(config, conf_dir, inventory, node)
+    return cluster.identify(inventories.load(path), name, local)
+
+
+def _named(
+    config: str | None, conf_dir: str, inventory: str | None, node: str | None
+) -> tuple[str, str]:
+    """The inventory's path and this node's name, "" when it is to be found out."""
     if inventory:
         if config:
             raise click.UsageError("--config and --inventory exclude each other")
-        return cluster.join(os.path.abspath(inventory), node or "", route_socket)
+        return os.path.abspath(inventory), node or ""
     if node:
         raise click.UsageError("--node needs --inventory")
     file = tool_conf.find(config, conf_dir)
@@ -165,4 +200,4 @@ def _join(
             f"{file.path}: nodes: not set, so there are no routes to other nodes",
             'add "nodes" with the path of the node inventory, or name one with --inventory',
         )
-    return cluster.join(conf.nodes, conf.node_name, route_socket)
+    return conf.nodes, conf.node_name

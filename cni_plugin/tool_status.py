@@ -11,13 +11,12 @@ from typing import Any
 
 import click
 
-from cni_plugin import commands, netconf, tool_conf, tool_output, tool_routes
+from cni_plugin import netconf, tool_conf, tool_output, tool_routes, tool_verdict
 from cni_plugin.cluster import Cluster
 from cni_plugin.kernel import observe
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.leases import IN_PROCESS
 from cni_plugin.netconf import NetConf
-from cni_plugin.node import Node
 from cni_plugin.spec import CniError, IPNetwork, Request
 from cni_plugin.tool_conf import NetworkFile, Plugin
 from ipam import config as ipam_config
@@ -25,9 +24,10 @@ from ipam import host_local
 from ipam.ranges import RangeSet, describe, find, withheld
 
 _LISTED = 10  # peers and routes that the text shows; --json has all
+_MOST = 2**53 - 1  # the largest count that every reader of JSON keeps: it stands for more as well
 
 
-@click.command()
+@click.command(cls=tool_output.JsonCommand)
 @tool_conf.config_options
 @click.option(
     "--cni-path",
@@ -36,7 +36,7 @@ _LISTED = 10  # peers and routes that the text shows; --json has all
     show_default=True,
     help="Where plugins that podwire delegates to are found.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@tool_output.json_option
 def status(config: str | None, conf_dir: str, cni_path: str, as_json: bool) -> int:
     """Show podwire's networks on this node.
 
@@ -55,21 +55,21 @@ def status(config: str | None, conf_dir: str, cni_path: str, as_json: bool) -> i
 
 
 def gather(config: str | None, conf_dir: str, cni_path: str) -> dict[str, Any]:
-    """The whole report; `ready` says whether an ADD would be served, `problem` why not."""
+    """The whole report; `ready` says whether an ADD would be served, `error` why not."""
     report: dict[str, Any] = {"ready": False, "file": None, "broken": [], "networks": []}
     try:
         file = _file(config, conf_dir, report)
         tool_conf.podwire_of(file)
     except CniError as e:
-        report["problem"] = _problem(e)
+        report["error"] = tool_output.error_document(e)
         return report
     with RouteSocket() as route_socket:
         report["networks"] = [
             _network(file, plugin, cni_path, route_socket) for plugin in file.podwires()
         ]
-    failures = [network["problem"] for network in report["networks"] if network["problem"]]
+    failures = [network["error"] for network in report["networks"] if network["error"]]
     report["ready"] = not failures
-    report["problem"] = failures[0] if failures else None
+    report["error"] = failures[0] if failures else None
     return report
 
 
@@ -88,49 +88,41 @@ def _file(config: str | None, conf_dir: str, report: dict[str, Any]) -> NetworkF
     return file
 
 
-def _problem(error: CniError) -> dict[str, Any]:
-    return {"code": error.code, "msg": error.msg, "details": error.details}
-
-
 def _network(
     file: NetworkFile, plugin: Plugin, cni_path: str, route_socket: RouteSocket
 ) -> dict[str, Any]:
-    report: dict[str, Any] = {"name": file.name, "cniVersion": file.version, "problem": None}
+    report: dict[str, Any] = {"name": file.name, "error": None}
+    report |= {"cniVersion": file.declared, "newestVersion": file.version}
+    failure = tool_verdict.verdict(plugin, file.version, cni_path)
+    if failure:
+        report["error"] = tool_output.error_document(failure)
     try:
         request = plugin.request(cni_path)
-        report["problem"] = _verdict(request)
         conf = netconf.parse(request)
     except CniError as e:
-        report["problem"] = report["problem"] or _problem(e)
+        _note(report, e)
         return report
     report["mode"] = conf.mode
     if conf.mode == "bridge":
         report["bridge"] = _bridge(conf, route_socket)
-    subnets: tuple[IPNetwork, ...] = ()
+    subnets: tuple[IPNetwork, ...] | None = None
     if conf.nodes:
         try:
             cluster = tool_routes.find_node(conf.nodes, conf.node_name, route_socket)
             subnets = cluster.own.pod_cidrs
             report |= _cluster(cluster, route_socket)
         except CniError as e:
-            report["problem"] = report["problem"] or _problem(e)
+            _note(report, e)
     try:
         report["ipam"] = _addresses(request, conf, subnets)
     except CniError as e:
-        report["problem"] = report["problem"] or _problem(e)
+        _note(report, e)
     return report
 
 
-def _verdict(request: Request) -> dict[str, Any] | None:
-    """What STATUS says; None when it is content."""
-    node = Node({"CNI_COMMAND": "STATUS", "CNI_PATH": ":".join(request.path)})
-    try:
-        commands.run(request, node)
-    except CniError as e:
-        return _problem(e)
-    finally:
-        node.close()
-    return None
+def _note(report: dict[str, Any], error: CniError) -> None:
+    """The verdict's error stands; another one only where the verdict had none."""
+    report["error"] = report["error"] or tool_output.error_document(error)
 
 
 def _bridge(conf: NetConf, route_socket: RouteSocket) -> dict[str, Any]:
@@ -167,7 +159,9 @@ def _node(node: Any) -> dict[str, Any]:
     }
 
 
-def _addresses(request: Request, conf: NetConf, subnets: tuple[IPNetwork, ...]) -> dict[str, Any]:
+def _addresses(
+    request: Request, conf: NetConf, subnets: tuple[IPNetwork, ...] | None
+) -> dict[str, Any]:
     if conf.ipam_type not in IN_PROCESS:
         return {"type": conf.ipam_type}
     parsed = ipam_config.parse(request, subnets)
@@ -175,9 +169,8 @@ def _addresses(request: Request, conf: NetConf, subnets: tuple[IPNetwork, ...]) 
     ranges = []
     for range_set in parsed.range_sets:
         used = sum(1 for address in held if find(range_set, address))
-        ranges.append(
-            {"range": describe(range_set), "used": used, "free": max(0, _size(range_set) - used)}
-        )
+        free = min(max(0, _size(range_set) - used), _MOST)
+        ranges.append({"range": describe(range_set), "used": used, "free": free})
     return {"type": conf.ipam_type, "dataDir": parsed.data_dir, "ranges": ranges}
 
 
@@ -201,23 +194,26 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         if report.get("unused"):
             yield _line("", f"not used, they sort behind it: {', '.join(report['unused'])}")
     for network in report["networks"]:
-        yield from _network_lines(network)
+        yield from _network_lines(network, report["file"])
     if report["ready"]:
         yield _line("status", "ready: a pod could be added now")
         return
-    reason = report["problem"]["msg"].removeprefix(f"{report['file']}: ")
-    yield _line("status", f"NOT ready: {reason}")
-    if report["problem"]["details"]:
-        yield _line("", f"hint: {report['problem']['details']}")
+    error = report["error"]
+    reason = error["msg"].removeprefix(f"{report['file']}: ")
+    yield _line("status", f"NOT ready ({error['code']}): {reason}")
+    if error["details"]:
+        yield _line("", f"hint: {error['details']}")
 
 
 def _line(label: str, text: str) -> str:
     return f"{label:<10} {text}"
 
 
-def _network_lines(network: dict[str, Any]) -> Iterator[str]:
+def _network_lines(network: dict[str, Any], file: str) -> Iterator[str]:
+    declared, newest = network["cniVersion"], network["newestVersion"]
+    offer = "" if declared == newest else f" (offers up to {newest})"
     mode = f", mode {network['mode']}" if "mode" in network else ""
-    yield _line("network", f"{network['name']}, cniVersion {network['cniVersion']}{mode}")
+    yield _line("network", f"{network['name']}, cniVersion {declared}{offer}{mode}")
     if "bridge" in network:
         yield _line("bridge", _bridge_text(network["bridge"]))
     yield from _block("addresses", list(_address_texts(network.get("ipam"))))
@@ -225,6 +221,8 @@ def _network_lines(network: dict[str, Any]) -> Iterator[str]:
         yield _line("node", f"{_node_text(network['node'])}, by {network['inventory']}")
         yield from _block("peers", [_node_text(peer) for peer in network["peers"]])
         yield from _block("routes", [tool_routes.text(route) for route in network["routes"]])
+        if any(route["state"] != "ok" for route in network["routes"]):
+            yield _line("", f"hint: {tool_routes.remedy('--config', file)}")
 
 
 def _bridge_text(bridge: dict[str, Any]) -> str:
@@ -232,7 +230,7 @@ def _bridge_text(bridge: dict[str, Any]) -> str:
         return f"{bridge['name']}: not there yet, the first pod makes it"
     state = "up" if bridge["up"] else "DOWN"
     addresses = ", ".join(bridge["addresses"]) or "no address"
-    return f"{bridge['name']}: {state}, {addresses}, {bridge['ports']} ports"
+    return f"{bridge['name']}: {state}, {addresses}, {tool_output.count(bridge['ports'], 'port')}"
 
 
 def _address_texts(ipam: dict[str, Any] | None) -> Iterator[str]:
@@ -241,6 +239,8 @@ def _address_texts(ipam: dict[str, Any] | None) -> Iterator[str]:
     for entry in ipam.get("ranges", ()):
         free = entry["free"]
         shown = str(free) if free < 1_000_000 else f"about 2^{free.bit_length()}"
+        if free == _MOST:
+            shown = "2^53 or more"
         yield f"{entry['range']}: {entry['used']} used, {shown} free"
     if "ranges" not in ipam:
         yield f"by plugin {ipam['type']}" if ipam["type"] else "none: layer 2 only"

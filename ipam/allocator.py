@@ -1,4 +1,7 @@
-"""Which address next: the strategy, which does no I/O of its own.
+"""Which address next: the strategy, which is pure, and `allocate`, which carries it out.
+
+The first half decides and knows no store. The second half drives one: it reserves what was chosen,
+and gives it back when the rest of the attachment fails.
 
 Round robin: the search starts behind the address that was handed out last, runs to the end of its
 range, through the other ranges of the set and around. So an address that became free is not

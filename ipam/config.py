@@ -267,17 +267,18 @@ def _refuse_many(named: list[_Named], version: str) -> None:
 
 
 def _requested(fields: Fields, request: Request) -> Iterator[IPAddress]:
-    """What the runtime asks for: CNI_ARGS, args.cni and the capability `ips` (CONVENTIONS.md)."""
+    """What the runtime asks for: args.cni and the capability `ips` (CONVENTIONS.md), else CNI_ARGS,
+    which is deprecated and gives way to them."""
+    asking = (fields.child("args").child("cni"), fields.child("runtimeConfig"))
+    configured = [_address(value, path) for at in asking for path, value in at.items("ips")]
     asked = request.cni_args.get("IP", "")
-    if asked:
-        try:
-            yield _address(asked, "CNI_ARGS: IP")
-        except CniError as e:
-            raise CniError(Code.INVALID_ENVIRONMENT, e.msg, e.details) from e
-    for path, value in fields.child("args").child("cni").items("ips"):
-        yield _address(value, path)
-    for path, value in fields.child("runtimeConfig").items("ips"):
-        yield _address(value, path)
+    if not asked or configured:
+        yield from configured
+        return
+    try:
+        yield _address(asked, "CNI_ARGS: IP")
+    except CniError as e:
+        raise CniError(Code.INVALID_ENVIRONMENT, e.msg, e.details) from e
 
 
 def _address(value: object, path: str) -> IPAddress:

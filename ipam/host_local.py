@@ -79,6 +79,15 @@ def collect(
     return sorted(released)
 
 
+def stale(
+    place: Place, valid: frozenset[Attachment], boot: str | None = None
+) -> frozenset[Attachment]:
+    """The attachments that `collect` would free."""
+    with stores.existing(place.data_dir, place.network, boot) as store:
+        found = [] if store is None else store.others(valid)
+    return frozenset(reservation.attachment for reservation in found)
+
+
 # --- CHECK and STATUS -------------------------------------------------------------------------
 
 

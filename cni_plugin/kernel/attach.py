@@ -163,8 +163,9 @@ def _configure_pod(pod_socket: RouteSocket, network: PodNetwork) -> None:
         messages.add_address(address, link.ifindex, pod.name, network.enable_dad)
         for address in pod.addresses
     ]
-    # Appended: a pod's second attachment brings a second default route, and the first one stays.
-    batch += [messages.add_route(r, link.ifindex, flags=messages.APPEND) for r in pod.routes]
+    # Beside what is there, as the reference does: two gateways to one network, and a second
+    # attachment with a default route of its own, are allowed.
+    batch += [messages.add_route(r, link.ifindex, flags=messages.ADD) for r in pod.routes]
     pod_socket.batch(batch)
 
 

@@ -50,7 +50,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_DELNEIGH = 29
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
-NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x200, 0x400, 0x800
+NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
 IFF_UP, IFF_PROMISC = 0x1, 0x100
 IFA_F_NODAD, IFA_F_TENTATIVE, IFA_F_DADFAILED = 0x02, 0x40, 0x08
 RTPROT_BOOT = 3
@@ -58,7 +58,7 @@ RTN_UNICAST = 1
 _RTEXT_FILTER_SKIP_STATS = 8
 
 CREATE = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
-APPEND = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND
+ADD = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE
 CHANGE = NLM_F_REQUEST | NLM_F_ACK
 DUMP = NLM_F_REQUEST | NLM_F_DUMP
 
@@ -270,6 +270,16 @@ def dump_routes(version: int, protocol: int = 0, index: int = 0, table: int = 0)
         attrs.append(("RTA_TABLE", table))
     value = {"family": family(version), "proto": protocol, "attrs": attrs}
     return _message(rtmsg, value, RTM_GETROUTE, DUMP, f"list IPv{version} routes")
+
+
+def get_route(address: IPAddress) -> Message:
+    """How the node would send to an address."""
+    value = {
+        "family": family(address.version),
+        "dst_len": address.max_prefixlen,
+        "attrs": [("RTA_DST", str(address))],
+    }
+    return _message(rtmsg, value, RTM_GETROUTE, NLM_F_REQUEST, f"find the way to {address}")
 
 
 def forget_neighbour(address: IPAddress, index: int) -> Message:

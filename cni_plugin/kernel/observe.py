@@ -103,25 +103,21 @@ def _address_entries(
 
 def routes(route_socket: RouteSocket, index: int = 0) -> tuple[RouteState, ...]:
     """The unicast routes of both families, of one link or (`index` 0) of the whole namespace."""
-    found = []
+    found: list[RouteState] = []
     for version in (4, 6):
         for entry in route_socket.dump(messages.dump_routes(version, index=index)):
             dst = messages.network_of(entry)
             if dst is None or entry["type"] != messages.RTN_UNICAST:
                 continue
-            found.append(
-                RouteState(
-                    dst=dst,
-                    gw=gateway(entry),
-                    table=entry.get_attr("RTA_TABLE") or entry["table"],
-                    scope=entry["scope"],
-                )
-            )
+            table = entry.get_attr("RTA_TABLE") or entry["table"]
+            # A multipath route is one route for each of its next hops.
+            hops = entry.get_attr("RTA_MULTIPATH") or [entry]
+            found += [RouteState(dst, gateway(hop), table, entry["scope"]) for hop in hops]
     return tuple(found)
 
 
 def gateway(entry: Any) -> IPAddress | None:
-    """The gateway of a decoded route message."""
+    """The gateway of a decoded route message, or of one of its next hops."""
     text = entry.get_attr("RTA_GATEWAY")
     return ip_address(text) if text else None
 

@@ -96,6 +96,16 @@ class KernelRouteTable:
                 if dst in hops and entry["proto"] != ROUTE_PROTOCOL:
                     raise _obstructed(hops[dst])
 
+    def refuse_distant(self, wanted: Sequence[Hop]) -> None:
+        """Raises CniError 104 for a gateway that is behind another gateway, or nowhere."""
+        for hop in wanted:
+            try:
+                entry = self._socket.get(messages.get_route(hop.via))
+            except KernelError as e:
+                raise _explained(e, hop) from e
+            if entry is not None and observe.gateway(entry) is not None:
+                raise _explained(KernelError(errnos.ENETUNREACH, f"reach {hop.via} directly"), hop)
+
     def _add(self, hop: Hop) -> None:
         try:
             self._socket.batch([messages.add_route(Route(hop.dst, hop.via), 0, ROUTE_PROTOCOL)])

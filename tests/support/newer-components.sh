@@ -20,7 +20,7 @@ if complete "$target"; then
 fi
 command -v apt-get >/dev/null || { echo "newer components: there is no apt-get" >&2; exit 1; }
 uri=$(mirror)
-uri=${uri:-http://deb.debian.org/debian}
+[ -n "$uri" ] || { echo "newer components: apt has no source to take them from" >&2; exit 1; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

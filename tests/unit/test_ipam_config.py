@@ -203,7 +203,7 @@ def test_ranges_must_lie_in_the_nodes_subnets() -> None:
 # --- requested addresses ----------------------------------------------------------------------
 
 
-def test_requested_addresses_come_from_three_places() -> None:
+def test_requested_addresses_of_the_configuration_win_over_cni_args() -> None:
     conf = parse(
         request(
             {"subnet": "10.1.0.0/24"},
@@ -212,8 +212,10 @@ def test_requested_addresses_come_from_three_places() -> None:
             args={"cni": {"ips": ["10.1.0.6/24", "fd00:0::1"]}},
         )
     )
-    wanted = ("10.1.0.5", "10.1.0.6", "fd00::1", "10.1.0.7")
+    wanted = ("10.1.0.6", "fd00::1", "10.1.0.7")
     assert conf.requested == tuple(ip_address(text) for text in wanted)
+    conf = parse(request({"subnet": "10.1.0.0/24"}, asked="10.1.0.5"))
+    assert conf.requested == (ip_address("10.1.0.5"),)
 
 
 @pytest.mark.parametrize(
