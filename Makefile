@@ -4,6 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq --no-input
 PYTEST_ARGS ?=
@@ -18,9 +19,14 @@ help: ## this list
 
 venv: $(READY) ## the virtual environment with podwire in it
 
-$(READY): pyproject.toml
+$(RUNS): pyproject.toml
 	@PYTHON="$(PYTHON)" bash tests/support/make-venv.sh $(VENV)
-	@echo "installing podwire and its tools into $(VENV)"
+	@echo "installing podwire into $(VENV)"
+	@$(PIP) install --config-settings editable_mode=compat -e .
+	@touch $@
+
+$(READY): $(RUNS)
+	@echo "installing the tools for tests and checks into $(VENV)"
 	@$(PIP) install --config-settings editable_mode=compat -e ".[test,check]"
 	@touch $@
 
@@ -31,7 +37,7 @@ check: $(READY) ## lint, format, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
@@ -44,7 +50,7 @@ coverage: $(READY) ## the same, and the lines that no test reaches as HTML in bu
 	$(BIN)/python -m pytest --cov=cni_plugin --cov=ipam --cov-report=term-missing \
 		--cov-report=html:build/coverage $(PYTEST_ARGS)
 
-demo: $(READY) ## the network of one node and of two, in namespaces of this machine
+demo: $(RUNS) ## the network of one node and of two, in namespaces of this machine
 	@$(BIN)/podwire lab demo
 
 bench: $(READY) ## ADD, DEL and IPAM against the Go plugins

@@ -82,7 +82,9 @@ def _add(request: Request, node: Node) -> bytes:
 def _refuse_no_address(conf: NetConf, leased: Result) -> None:
     if conf.ipam_type and not leased.ips:
         raise CniError(
-            Code.DELEGATE_FAILED, f"ipam.type: {conf.ipam_type} gave no address", "see its own logs"
+            Code.DELEGATE_FAILED,
+            f"ipam.type: {conf.ipam_type} gave no address",
+            "see the logs of that plugin",
         )
 
 

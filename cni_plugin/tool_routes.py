@@ -52,9 +52,7 @@ def compare(found: Cluster, route_socket: RouteSocket) -> list[RouteRow]:
             state = "wrong gateway"
         actual = None if state == "missing" else gateways[route.dst]
         rows.append(RouteRow(str(route.dst), str(route.via), route.node, state, actual))
-    rows += [
-        RouteRow(str(r.dst), str(r.via), None, "stale", str(r.via)) for r in changes.remove
-    ]
+    rows += [RouteRow(str(r.dst), str(r.via), None, "stale", str(r.via)) for r in changes.remove]
     return rows
 
 
