@@ -1,7 +1,8 @@
 """The tool `podwire`: what people and scripts call; a runtime never does.
 
 A failure is `error CODE:` and `hint:` on stderr and exit status 1; with --json, a JSON document on
-stdout instead. A mistake in the arguments is click's usage message and status 2. Never a traceback. The commands are in the modules `tool_*`.
+stdout instead. A mistake in the arguments is click's usage message and status 2. Never a
+traceback. The commands are in the modules `tool_*`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cni_plugin.kernel import observe
 from cni_plugin.kernel.netlink import RouteSocket
-from cni_plugin.kernel.netns import node_lock
+from cni_plugin.kernel.nodelock import node_lock
 from cni_plugin.kernel.routetable import KernelRouteTable
 from cni_plugin.spec import IPInterface, IPNetwork
 from ipam import inventory as inventories
@@ -44,7 +44,7 @@ def join(path: str, node_name: str, route_socket: RouteSocket) -> Cluster:
 
 
 def identify(known: Inventory, node_name: str, local: LocalAddresses) -> Cluster:
-    """Find this node, which has the addresses `local`. Subnets may overlap: it is to be looked at."""
+    """Find this node, which has the addresses `local`; subnets may overlap, to be looked at."""
     own = inventories.find_self(
         known, node_name, os.uname().nodename, lambda: [address.ip for _, address in local]
     )

@@ -153,7 +153,12 @@ def _collect(request: Request, node: Node) -> bytes:
         return b""
     failures: list[CniError] = []
     kept = set(valid)
-    for name, attachment in _stray_links(request, node, source, valid).items():
+    try:
+        strays = _stray_links(request, node, source, valid)
+    except CniError as e:
+        failures.append(e)
+        strays = {}
+    for name, attachment in strays.items():
         try:
             detach.remove_host_veth(node.route_socket, name)
         except CniError as e:

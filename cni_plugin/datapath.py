@@ -207,7 +207,9 @@ def _gateway_addresses(ips: tuple[IPConfig, ...]) -> Iterator[IPInterface]:
     for ip in ips:
         if ip.gateway is None:
             continue
-        prefix = ip.address.network.prefixlen
+        network = ip.address.network
+        # One outside the pod's network says nothing about the network that it lies in.
+        prefix = network.prefixlen if ip.gateway in network else network.max_prefixlen
         if ip.address.version == 4:
             yield IPv4Interface((int(ip.gateway), prefix))
         else:

@@ -8,23 +8,32 @@ environment and stdin, and its reply is passed on. Its name has been checked by
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from cni_plugin.execute import execute
 from cni_plugin.fields import Fields, shown
 from cni_plugin.results import decode_result
 from cni_plugin.spec import SUPPORTED_VERSIONS, CniError, Code, Request, Result
 
-_TIMEOUT_S = 120.0  # a DHCP lease may take its time; a runtime gives up later than this
+_NESTED = "PODWIRE_NESTED"  # set for delegates: podwire as its own delegate would never end
 
 
 class Delegate:
-    """One IPAM plugin, for one request. `environ` is what podwire itself was called with."""
+    """One IPAM plugin, for one request. `environ` is what podwire itself was called with;
+    `interrupted` tells whether podwire has been asked to end."""
 
-    def __init__(self, kind: str, request: Request, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        request: Request,
+        environ: Mapping[str, str],
+        interrupted: Callable[[], bool],
+    ) -> None:
         self._kind = kind
         self._request = request
         self._environ = environ
+        self._interrupted = interrupted
 
     def add(self) -> Result:
         """The delegate's result. A delegate that fails is sent a DEL (specification, section 4)."""
@@ -54,33 +63,32 @@ class Delegate:
 
     def _run(self, command: str) -> Mapping[str, Any]:
         """Execute the plugin; its stdout as JSON for ADD, {} otherwise."""
-        from subprocess import PIPE, SubprocessError, run
-
-        executable = self._executable()
-        environ = {**self._environ, "CNI_COMMAND": command}
-        try:
-            done = run(
-                [executable],
-                input=self._request.config,
-                stdout=PIPE,
-                stderr=None,
-                env=environ,
-                timeout=_TIMEOUT_S,
-                check=False,
-            )
-        except (OSError, SubprocessError) as e:
+        if self._environ.get(_NESTED):
             raise CniError(
-                Code.DELEGATE_FAILED, f"ipam.type: {self._kind} could not be executed: {e}"
+                Code.INVALID_CONFIG,
+                f"ipam.type: {self._kind} is podwire itself, under another name",
+                "podwire's own IPAM is ipam.type host-local",
+            )
+        executable = self._executable()
+        environ = {**self._environ, "CNI_COMMAND": command, _NESTED: "1"}
+        # Only an ADD is given up for a signal: the others clean up, or take no time.
+        interrupted = self._interrupted if command == "ADD" else lambda: False
+        try:
+            status, stdout = execute(executable, environ, self._request.config, interrupted)
+        except OSError as e:
+            raise CniError(
+                Code.DELEGATE_FAILED,
+                f"ipam.type: {self._kind} could not be executed: {e.strerror}",
             ) from e
-        if done.returncode != 0:
-            raise self._failure(command, done.returncode, done.stdout)
+        if status != 0:
+            raise self._failure(command, status, stdout)
         if command != "ADD":
             return {}
-        reply = _json_object(done.stdout)
+        reply = _json_object(stdout)
         if reply is None:
             raise CniError(
                 Code.DELEGATE_FAILED,
-                f"ipam.type: {self._kind} answered ADD with {shown(_text(done.stdout))}, which is"
+                f"ipam.type: {self._kind} answered ADD with {shown(_text(stdout))}, which is"
                 " no CNI result",
             )
         return reply

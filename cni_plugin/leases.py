@@ -14,6 +14,7 @@ from cni_plugin.delegate import Delegate
 from cni_plugin.netconf import ipam_type
 from cni_plugin.spec import Attachment, IPAddress, IPInterface, IPNetwork, Request, Result
 from ipam import config, host_local
+from ipam.ranges import Range
 
 IN_PROCESS = ("host-local", "podwire-ipam")
 
@@ -83,10 +84,16 @@ class _HostLocal:
 
     def gateways(self) -> tuple[IPInterface, ...]:
         return tuple(
-            ip_interface(f"{entry.gateway}/{entry.subnet.prefixlen}")
+            ip_interface(f"{entry.gateway}/{_gateway_prefix(entry)}")
             for range_set in self._strict.range_sets
             for entry in range_set
         )
+
+
+def _gateway_prefix(entry: Range) -> int:
+    """The prefix under which the bridge has a range's gateway: see `datapath`."""
+    subnet = entry.subnet
+    return subnet.prefixlen if entry.gateway in subnet else subnet.max_prefixlen
 
 
 class _Delegated:
@@ -151,6 +158,7 @@ def of(
     environ: Mapping[str, str],
     subnets: tuple[IPNetwork, ...] | None = None,
     refuse_foreign: Callable[[IPNetwork], None] = lambda subnet: None,
+    interrupted: Callable[[], bool] = lambda: False,
     strict: bool = True,
 ) -> Leases:
     """The leases of a request. `subnets` are the node's podCIDRs, from an inventory if any;
@@ -165,7 +173,7 @@ def of(
     if kind in IN_PROCESS:
         conf = config.parse(request, subnets, refuse_foreign) if strict else None
         return _HostLocal(request, conf)
-    return _Delegated(Delegate(kind, request, environ))
+    return _Delegated(Delegate(kind, request, environ, interrupted))
 
 
 def own(request: Request, strict: bool = True) -> Leases:

@@ -97,6 +97,8 @@ def ipam_type(conf: Mapping[str, Any]) -> str:
             "expected the name of a plugin, not a path",
             "it is found in CNI_PATH",
         )
+    if kind == "podwire":
+        raise invalid("ipam.type", kind, "expected an IPAM plugin", "podwire's own is host-local")
     return kind
 
 

@@ -28,7 +28,7 @@ class Node:
         deliver: Callable[[bytes], None] | None = None,
     ) -> None:
         self.environ = environ
-        self._interrupted = interrupted
+        self.interrupted = interrupted
         self._deliver = deliver
         self._route_socket: RouteSocket | None = None
 
@@ -44,7 +44,7 @@ class Node:
 
         Raises CniError when the process was asked to end meanwhile, or nobody takes the result.
         """
-        if self._interrupted():
+        if self.interrupted():
             raise CniError(Code.TRY_AGAIN_LATER, "ended by a signal; what was begun was undone")
         if self._deliver is None:
             return reply
@@ -99,6 +99,6 @@ def cluster_of(conf: NetConf, node: Node) -> cluster.Cluster | None:
 
 def leases_of(request: Request, node: Node, nodes: cluster.Cluster | None) -> leases.Leases:
     if nodes is None:
-        return leases.of(request, node.environ)
+        return leases.of(request, node.environ, interrupted=node.interrupted)
     refuse_foreign = partial(cluster.refuse_foreign, nodes)
-    return leases.of(request, node.environ, nodes.own.pod_cidrs, refuse_foreign)
+    return leases.of(request, node.environ, nodes.own.pod_cidrs, refuse_foreign, node.interrupted)

@@ -23,9 +23,18 @@ _MOST_NODES = 200
 _MOST_PODS = 200
 
 
+def _complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in nodes.labs() if name.startswith(incomplete)]
+
+
 def _name_option(command: Any) -> Any:
     return click.option(
-        "--name", default=nodes.DEFAULT, show_default=True, help="Which lab, if there are several."
+        "--name",
+        metavar="NAME",
+        default=nodes.DEFAULT,
+        show_default=True,
+        shell_complete=_complete_name,
+        help="Which lab, if there are several.",
     )(command)
 
 
@@ -39,7 +48,14 @@ def lab() -> None:
 
 @lab.command()
 @_name_option
-@click.option("--nodes", "count", type=click.IntRange(1, _MOST_NODES), default=2, show_default=True)
+@click.option(
+    "--nodes",
+    "count",
+    type=click.IntRange(1, _MOST_NODES),
+    default=2,
+    show_default=True,
+    help="How many nodes.",
+)
 @click.option(
     "--pods",
     type=click.IntRange(0, _MOST_PODS),
@@ -47,8 +63,20 @@ def lab() -> None:
     show_default=True,
     help="Pods on each node.",
 )
-@click.option("--mode", type=click.Choice(MODES), default="bridge", show_default=True)
-@click.option("--family", type=click.Choice(list(FAMILIES)), default="ipv4", show_default=True)
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default="bridge",
+    show_default=True,
+    help="How pods are linked to their node: a shared bridge, or a routed link for each.",
+)
+@click.option(
+    "--family",
+    type=click.Choice(list(FAMILIES)),
+    default="ipv4",
+    show_default=True,
+    help="The addresses of nodes and pods; dual is both.",
+)
 def up(name: str, count: int, pods: int, mode: str, family: str) -> None:
     """Make a lab and leave it running.
 
@@ -68,18 +96,15 @@ def up(name: str, count: int, pods: int, mode: str, family: str) -> None:
         raise
     finally:
         new.release_lock()
-    click.echo(f"lab {name} is up; it stays until `podwire lab down{_chosen(name)}`. Look around:")
+    title = new.title[0].upper() + new.title[1:]
+    click.echo(f"{title} is up; it stays until `podwire lab down{new.option}`. Look around:")
     first = "node-1/pod-1" if pods else "node-1"
     for words in (
-        f"lab exec{_chosen(name)} {first} -- bash",
-        f"lab exec{_chosen(name)} node-1 -- podwire status --config {new.conf_path('node-1')}",
-        f"lab status{_chosen(name)} --matrix",
+        f"lab exec{new.option} {first}",
+        f"lab exec{new.option} node-1 podwire status --config {new.conf_path('node-1')}",
+        f"lab status{new.option} --matrix",
     ):
         click.echo(f"  podwire {words}")
-
-
-def _chosen(name: str) -> str:
-    return "" if name == nodes.DEFAULT else f" --name {name}"
 
 
 def _build(new: Lab, count: int, pods: int, mode: str, family: str) -> None:
@@ -103,11 +128,18 @@ def _build(new: Lab, count: int, pods: int, mode: str, family: str) -> None:
 @lab.command()
 @_name_option
 def down(name: str) -> None:
-    """Take the lab away, whatever is left of it, and what killed demos left behind."""
+    """Take the lab away, whatever is left of it.
+
+    What killed demos left behind goes as well.
+    """
     privileges.require()
-    removed = Lab(name).remove()
+    old = Lab(name)
+    removed = old.remove()
     nodes.sweep_demos()
-    click.echo(f"lab {name}: {removed} namespaces removed" if removed else f"lab {name} is not up")
+    if removed:
+        click.echo(f"{old.title}: {tool_output.count(removed, 'namespace')} removed")
+    else:
+        click.echo(f"{old.title} is not up")
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -118,17 +150,20 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return [member.name for member in found if member.name.startswith(incomplete)]
 
 
-@lab.command(name="exec", context_settings={"ignore_unknown_options": True})
+@lab.command(name="exec", context_settings={"allow_interspersed_args": False})
 @_name_option
 @click.argument("target", metavar="NODE[/POD]", shell_complete=_complete)
-@click.argument("command", metavar="[--] COMMAND...", nargs=-1, type=click.UNPROCESSED)
+@click.argument("command", metavar="[COMMAND...]", nargs=-1, type=click.UNPROCESSED)
 def exec_(name: str, target: str, command: Sequence[str]) -> int:
     """Run a command on a node or in a pod; a shell when none is given.
 
-    For example: podwire lab exec node-1/pod-1 -- ping 10.244.1.2
+    For example: podwire lab exec node-1/pod-1 cat /proc/net/route
+
+    What follows NODE is the command's own, its options as well.
     """
     privileges.require()
-    argv = list(command) or [os.environ.get("SHELL") or "/bin/sh"]
+    argv = list(command[1:] if command[:1] == ("--",) else command)
+    argv = argv or [os.environ.get("SHELL") or "/bin/sh"]
     spaces.enter(Lab(name).member(target).netns)
     own = os.path.dirname(executable()[0])  # so that `podwire` in there is this one
     os.environ["PATH"] = f"{own}:{os.environ.get('PATH', os.defpath)}"
@@ -140,10 +175,10 @@ def exec_(name: str, target: str, command: Sequence[str]) -> int:
         return _NOT_FOUND
 
 
-@lab.command()
+@lab.command(cls=tool_output.JsonCommand)
 @_name_option
 @click.option("--matrix", "connect", is_flag=True, help="Connect everything with everything.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@tool_output.json_option
 def status(name: str, connect: bool, as_json: bool) -> int:
     """List the nodes and pods of a lab.
 
@@ -157,24 +192,24 @@ def status(name: str, connect: bool, as_json: bool) -> int:
         raise found.down()
     if connect:
         return _matrix(found, as_json)
-    rows = [
-        {
-            "name": member.name,
-            "addresses": [
-                f"{link} {address}" for link, address in cables.addresses_in(member.netns)
-            ],
-            "netns": spaces.path_of(member.netns),
-        }
-        for member in members
-    ]
+    listed = [(member, cables.addresses_in(member.netns)) for member in members]
     if as_json:
-        tool_output.show_json(rows)
+        tool_output.show_json(
+            [
+                {
+                    "name": member.name,
+                    "addresses": [{"link": link, "address": str(a)} for link, a in addresses],
+                    "netns": spaces.path_of(member.netns),
+                }
+                for member, addresses in listed
+            ]
+        )
         return 0
-    tool_output.show_table(
-        ("NAME", "ADDRESSES", "NAMESPACE"),
-        [(row["name"], ", ".join(row["addresses"]) or "-", row["netns"]) for row in rows],
-        "",
-    )
+    rows = []
+    for member, addresses in listed:
+        texts = [f"{link} {address}" for link, address in addresses]
+        rows.append((member.name, ", ".join(texts) or "-", spaces.path_of(member.netns)))
+    tool_output.show_table(("NAME", "ADDRESSES", "NAMESPACE"), rows, "")
     return 0
 
 
@@ -197,8 +232,8 @@ def _document(path: matrix.Path) -> dict[str, Any]:
         "from": path.sender.member.name,
         "to": path.receiver.member.name,
         "address": str(path.receiver.address),
-        "source": path.source,
-        "failure": path.failure,
+        "source": path.source or None,
+        "failure": path.failure or None,
         "right": path.right,
     }
 
@@ -206,7 +241,9 @@ def _document(path: matrix.Path) -> dict[str, Any]:
 @lab.command()
 @click.option("--pause", is_flag=True, help="Wait for Enter after each part, to look around.")
 def demo(pause: bool) -> int:
-    """Tell podwire's story with real nodes and pods, in seconds, and leave nothing behind.
+    """Tell podwire's story with real nodes and pods.
+
+    It takes some seconds and leaves nothing behind.
 
     Exit status 1 if anything came out wrong.
     """

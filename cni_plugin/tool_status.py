@@ -211,7 +211,7 @@ def _line(label: str, text: str) -> str:
 
 def _network_lines(network: dict[str, Any], file: str) -> Iterator[str]:
     declared, newest = network["cniVersion"], network["newestVersion"]
-    offer = "" if declared == newest else f" (offers up to {newest})"
+    offer = "" if declared == newest else f", offers up to {newest}"
     mode = f", mode {network['mode']}" if "mode" in network else ""
     yield _line("network", f"{network['name']}, cniVersion {declared}{offer}{mode}")
     if "bridge" in network:

@@ -12,7 +12,7 @@ of the fields, and a range's bounds must be in order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
 from cni_plugin.fields import Fields, as_interface, as_object, as_text, invalid
@@ -169,6 +169,8 @@ def _range(fields: Fields) -> Range:
         raise invalid(where, str(subnet), f"expected a prefix of /{widest} or shorter")
     if ranges.is_mapped(subnet):
         raise invalid(where, str(subnet), "expected IPv4 written as IPv4, not mapped into IPv6")
+    if special := ranges.reserved(subnet):
+        raise invalid(where, str(subnet), f"expected a subnet outside of {special}")
     start = _bound(fields, "rangeStart", subnet) or ranges.first(subnet)
     end = _bound(fields, "rangeEnd", subnet) or ranges.last(subnet)
     if int(start) > int(end):
@@ -199,6 +201,8 @@ def _gateway(fields: Fields, subnet: IPNetwork) -> IPAddress:
         raise invalid(
             fields.at("gateway"), str(gateway), f"expected an IPv{subnet.version} address"
         )
+    if ranges.reserved(ip_network(gateway)) or gateway in ranges.not_hosts(subnet):
+        raise invalid(fields.at("gateway"), str(gateway), "expected the address of a host")
     return gateway
 
 

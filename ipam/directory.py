@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from contextlib import suppress
-from errno import EDQUOT, EMLINK, ENOSPC, EOPNOTSUPP, EPERM, EXDEV
+from errno import EDQUOT, EINVAL, EMLINK, ENOSPC, EOPNOTSUPP, EPERM, EXDEV
+from stat import S_ISREG
 from time import time_ns
 
 from cni_plugin.spec import Attachment, IPAddress
@@ -115,9 +116,11 @@ class Directory:
         It comes before the reservation: an address that is handed out has moved the cursor.
         """
         content = name.encode()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         fd = os.open(f"{CURSOR}{range_set}", flags, 0o600, dir_fd=self._fd)
         try:
+            if not S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(EINVAL, "not a regular file", f"{CURSOR}{range_set}")
             if os.fstat(fd).st_size > len(content):
                 os.ftruncate(fd, len(content))
             os.write(fd, content)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from errno import EISDIR, ENOSPC
 from stat import S_ISREG
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ _BOOT = "boot"
 _SEPARATOR = ":"  # is in no interface name and no container ID
 _LONGEST = 240  # of the 255 bytes of a file name; the rest is for the number
 _READABLE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-@+=,")
-_CHUNK = 4096
+_LARGEST = 1 << 18  # more than any container ID; what is larger is no reservation of anybody's
 _UNKNOWN_INODES = (0, 0xFFFFFFFF)  # what FUSE reports for names that it did not look up
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # no symbolic link, no waiting for a FIFO
 
@@ -76,20 +77,18 @@ def read(directory: int, name: str) -> bytes | None:
             raise
         return None
     try:
-        content = chunk = os.read(fd, _CHUNK)
-        while len(chunk) == _CHUNK:
-            chunk = os.read(fd, _CHUNK)
-            content += chunk
-    except IsADirectoryError:
-        return None
-    else:
-        return content
+        if not S_ISREG(os.fstat(fd).st_mode):
+            return None
+        return os.read(fd, _LARGEST)
     finally:
         os.close(fd)
 
 
 def _is_file(directory: int, name: str) -> bool:
-    return S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    try:
+        return S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return True  # it could not be opened for another reason, and is gone by now
 
 
 def same_file(one: int, other: int) -> bool:
@@ -126,6 +125,8 @@ class Index:
         entries: list[str] = []
         with os.scandir(self.fd) as listing:
             for found in listing:
+                if found.is_dir(follow_symlinks=False):
+                    raise IsADirectoryError(EISDIR, os.strerror(EISDIR), found.name)
                 if not found.is_symlink():
                     mirrors[found.name] = found.inode()
                 elif _SEPARATOR in found.name:
@@ -177,7 +178,8 @@ class Index:
             self.drop(address)
             fd = os.open(address, flags, 0o600, dir_fd=self.fd)
         try:
-            os.write(fd, content)
+            if os.write(fd, content) != len(content):
+                raise OSError(ENOSPC, os.strerror(ENOSPC), address)
         finally:
             os.close(fd)
 

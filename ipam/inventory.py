@@ -30,6 +30,7 @@ from cni_plugin.fields import (
     shown,
 )
 from cni_plugin.spec import CniError, Code, IPAddress, IPNetwork
+from ipam import ranges
 
 MAX_INVENTORY_BYTES = 8 * 1024 * 1024  # some 50,000 nodes
 
@@ -170,8 +171,15 @@ def _node(fields: Fields) -> Node:
             fields.obj.get("addresses"),
             "expected at least one address of the node",
         )
-    pod_cidrs = tuple(as_network(value, path) for path, value in fields.items("podCIDRs"))
+    pod_cidrs = tuple(_pod_cidr(value, path) for path, value in fields.items("podCIDRs"))
     return Node(name, tuple(addresses), tuple(networks), pod_cidrs)
+
+
+def _pod_cidr(value: object, path: str) -> IPNetwork:
+    subnet = as_network(value, path)
+    if special := ranges.reserved(subnet):
+        raise invalid(path, str(subnet), f"expected a subnet outside of {special}")
+    return subnet
 
 
 def _refuse_unknown_keys(fields: Fields, known: Collection[str]) -> None:

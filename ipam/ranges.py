@@ -60,6 +60,23 @@ def too_small(subnet: IPNetwork) -> bool:
     return subnet.prefixlen > subnet.max_prefixlen - 2
 
 
+_NO_PODS_V4 = tuple(IPv4Network(net) for net in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"))
+_NO_PODS_V6 = tuple(IPv6Network(net) for net in ("::/127", "fe80::/10", "ff00::/8"))
+
+
+def reserved(network: IPNetwork) -> IPNetwork | None:
+    """The special-purpose network (RFC 6890) without hosts that overlaps this one; else None."""
+    special = _NO_PODS_V4 if network.version == 4 else _NO_PODS_V6
+    return next((net for net in special if net.overlaps(network)), None)
+
+
+def not_hosts(subnet: IPNetwork) -> tuple[IPAddress, ...]:
+    """The network's own address, and the broadcast address where there is one."""
+    if subnet.version == 4:
+        return subnet.network_address, subnet.broadcast_address
+    return (subnet.network_address,)
+
+
 def first(subnet: IPNetwork) -> IPAddress:
     """The first host address: the default gateway, and the default start of a range."""
     return subnet.network_address + 1

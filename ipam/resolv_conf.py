@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from errno import EINVAL
+from stat import S_ISREG
 
 from cni_plugin.spec import DNS, CniError, Code
 
@@ -16,6 +18,8 @@ def read(path: str) -> DNS:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
+            if not S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(EINVAL, "not a regular file")
             text = os.read(fd, _BYTES).decode("utf-8", "replace")
         finally:
             os.close(fd)

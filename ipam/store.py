@@ -21,7 +21,20 @@ import fcntl
 import os
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from errno import EACCES, EDQUOT, ELOOP, ENOSPC, ENOTDIR, EOPNOTSUPP, EPERM, EROFS
+from errno import (
+    EACCES,
+    EDQUOT,
+    EEXIST,
+    EINVAL,
+    EISDIR,
+    ELOOP,
+    ENOSPC,
+    ENOTDIR,
+    ENOTEMPTY,
+    EOPNOTSUPP,
+    EPERM,
+    EROFS,
+)
 from time import monotonic, sleep
 from typing import Protocol
 
@@ -35,6 +48,7 @@ PATIENCE = 10.0  # seconds that a call waits for the lock
 _ATTEMPTS = 100  # to find a directory that others remove and make again
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_DAMAGED = (EEXIST, EINVAL, EISDIR, ELOOP, ENOTDIR, ENOTEMPTY)
 _OWNER = "run podwire as root, or give it a dataDir that belongs to its user"
 _REMEDIES = {
     EACCES: _OWNER,
@@ -137,11 +151,7 @@ def _opened(
             if fd is None:
                 yield None
                 return
-            index, blind = _index_of(fd, network, create)
-            stack.callback(os.close, index)
-            store = Directory(fd, Index(index), read_boot_id() if boot is None else boot, blind)
-            if not blind:
-                store.catch_up()
+            store = _store(stack, fd, network, create, read_boot_id() if boot is None else boot)
             try:
                 yield store
             except CniError:  # a refusal, not a failure: everything was done or undone
@@ -181,12 +191,13 @@ def _locked(stack: ExitStack, path: str, create: bool, deadline: float) -> int |
 
 def _make(path: str) -> None:
     """Makes the directory and its parents, 0755 as the reference does."""
-    with suppress(FileExistsError):
-        try:
-            os.mkdir(path, 0o755)
-        except FileNotFoundError:
-            _make(os.path.dirname(path))
-            os.mkdir(path, 0o755)
+    missing = []
+    while not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for folder in reversed(missing):
+        with suppress(FileExistsError):
+            os.mkdir(folder, 0o755)
 
 
 def _wait(lock: int, name: str, deadline: float) -> None:
@@ -216,6 +227,38 @@ def _current(path: str, fd: int, lock: int) -> bool:
         )
     except FileNotFoundError:
         return False
+
+
+def _store(stack: ExitStack, fd: int, network: str, create: bool, boot: str) -> Directory:
+    """The store with its index in step; an index that somebody damaged is made anew."""
+    try:
+        return _in_step(stack, fd, network, create, boot)
+    except OSError as e:
+        if e.errno not in _DAMAGED:
+            raise
+    _discard_index(fd, network)
+    return _in_step(stack, fd, network, create, boot)
+
+
+def _in_step(stack: ExitStack, fd: int, network: str, create: bool, boot: str) -> Directory:
+    index, blind = _index_of(fd, network, create)
+    stack.callback(os.close, index)
+    store = Directory(fd, Index(index), boot, blind)
+    if not blind:
+        store.catch_up()
+    return store
+
+
+def _discard_index(directory: int, network: str) -> None:
+    """Out of the way first, so that what can't be removed does no harm either."""
+    from shutil import rmtree
+
+    aside = f"../{INDEX}{network}.damaged-{os.urandom(4).hex()}"
+    os.rename(f"../{INDEX}{network}", aside, src_dir_fd=directory, dst_dir_fd=directory)
+    try:
+        os.unlink(aside, dir_fd=directory)
+    except (IsADirectoryError, PermissionError):
+        rmtree(aside, ignore_errors=True, dir_fd=directory)
 
 
 def _any_reservation(directory: int) -> bool:

@@ -1,10 +1,10 @@
 """ADD in the kernel: a `PodNetwork` becomes links, addresses and routes.
 
 Order, and why:
-1. Forwarding and the bridge, under the node's shared lock, until the pod's link is a port of it.
+1. The bridge, under the node's lock, until the pod's link is a port of it.
 2. The veth pair in one message, the pod's end born in the sandbox, both ends down.
 3. Sysctls of both ends while they are down, so that no router advertisement is ever heard.
-4. The host's end up, then everything of the pod in one batch.
+4. The host's end up, forwarding on, then everything of the pod in one batch.
 5. The announcement, once the bridge forwards for the port.
 
 Each step that made something registers its undo on the caller's stack. Deleting the host's end
@@ -23,7 +23,8 @@ from cni_plugin.drift import LinkState
 from cni_plugin.kernel import bridge, messages, observe, sysctl
 from cni_plugin.kernel.messages import Message
 from cni_plugin.kernel.netlink import KernelError, RouteSocket
-from cni_plugin.kernel.netns import inside, node_lock
+from cni_plugin.kernel.netns import inside
+from cni_plugin.kernel.nodelock import node_lock
 from cni_plugin.spec import CniError, Code, IPInterface
 
 _DAD_TIMEOUT_S = 10.0  # as the reference waits for addresses to settle
@@ -50,12 +51,12 @@ def attach(
     route_socket: RouteSocket, network: PodNetwork, sandbox: int, undo: ExitStack
 ) -> Applied:
     """Apply the plan; `sandbox` is the fd of the pod's network namespace."""
-    for version in network.forwarding:
-        sysctl.forward(version)
     master = _create_links(route_socket, network, sandbox, undo)
     host = _found(route_socket, network.host.name)
     _prepare(host.name, network, network.host.addresses)
     route_socket.batch(_host_messages(network, host, master))
+    for version in network.forwarding:
+        sysctl.forward(version)
     with inside(sandbox), RouteSocket() as pod_socket:
         _configure_pod(pod_socket, network)
         _settle(pod_socket, network)

@@ -15,7 +15,7 @@ from cni_plugin.datapath import Bridge
 from cni_plugin.drift import LinkState
 from cni_plugin.kernel import messages, observe, sysctl
 from cni_plugin.kernel.netlink import KernelError, RouteSocket
-from cni_plugin.kernel.netns import node_lock
+from cni_plugin.kernel.nodelock import node_lock
 from cni_plugin.spec import CniError, Code, IPInterface
 
 ALIAS_MADE = "podwire bridge"

@@ -14,6 +14,7 @@ import os
 import struct
 from collections.abc import Sequence
 from socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
+from time import sleep
 from typing import Any
 
 from cni_plugin.kernel.messages import REPLIES, Message
@@ -27,7 +28,8 @@ _NLMSGERR_ATTR_MSG = 1
 _HEADER = struct.Struct("=IHHII")
 _RECEIVE = 1 << 18
 _TIMEOUT_S = 20.0  # the kernel answers in microseconds; this only bounds a broken one
-_DUMP_TRIES = 8
+_DUMP_TRIES = 60  # two seconds in all
+_PER_SEND = 64
 _NOTHING_THERE = (errnos.EAFNOSUPPORT, errnos.EOPNOTSUPP, errnos.ENOENT)
 
 
@@ -71,10 +73,13 @@ class RouteSocket:
     def batch(self, messages: Sequence[Message], ignore: Sequence[int] = ()) -> None:
         """Send all, wait for every acknowledgement, raise the first failure.
 
-        `ignore` holds errno values that count as success.
+        `ignore` holds errno values that count as success. Many messages go in several sends: their
+        acknowledgements must fit the receive buffer. What follows a failed send is not sent.
         """
-        if not messages:
-            return
+        for start in range(0, len(messages), _PER_SEND):
+            self._batch(messages[start : start + _PER_SEND], ignore)
+
+    def _batch(self, messages: Sequence[Message], ignore: Sequence[int]) -> None:
         first = self._send(messages)
         failures: dict[int, KernelError] = {}
         waiting = {first + offset for offset in range(len(messages))}
@@ -104,12 +109,17 @@ class RouteSocket:
                     raise KernelError(errno, message.what, _hint(flags, payload))
                 return _decoded(kind, flags, number, payload)
 
-    def dump(self, message: Message) -> list[Any]:
-        """All objects that match, decoded. A family the kernel lacks has none."""
-        for _ in range(_DUMP_TRIES):
+    def dump(self, message: Message, whole: bool = True) -> list[Any]:
+        """All objects that match, decoded. A family the kernel lacks has none.
+
+        A change by others interrupts a dump: it is then repeated, unless `whole` is False, where
+        an object that was not seen does no harm.
+        """
+        for attempt in range(_DUMP_TRIES):
             entries, interrupted = self._dump_once(message)
-            if not interrupted:
+            if not interrupted or not whole:
                 return entries
+            sleep(0.001 * attempt)
         raise KernelError(errnos.EAGAIN, message.what, "interrupted each time it was tried")
 
     def _dump_once(self, message: Message) -> tuple[list[Any], bool]:

@@ -117,19 +117,3 @@ def inside(fd: int) -> Iterator[None]:
                 os._exit(1)
     finally:
         os.close(own)
-
-
-@contextmanager
-def node_lock(exclusive: bool) -> Iterator[None]:
-    """A lock over the node's shared links: flock(2) on the network namespace itself.
-
-    It needs no file anywhere, and its scope is exactly right: two containers that share a
-    namespace share the lock, two nodes in namespaces of one machine don't. ADDs hold it shared
-    while they use the bridge; who removes something shared holds it exclusively.
-    """
-    fd = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(fd)

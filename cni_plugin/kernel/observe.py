@@ -57,8 +57,9 @@ def ports(route_socket: RouteSocket, bridge: int) -> list[LinkState]:
 
 
 def veths(route_socket: RouteSocket) -> list[LinkState]:
-    """All veth links of the namespace."""
-    return [state(entry) for entry in route_socket.dump(messages.dump_links(kind="veth"))]
+    """The veth links of the namespace; one that comes or goes meanwhile may be missed."""
+    dump = messages.dump_links(kind="veth")
+    return [state(entry) for entry in route_socket.dump(dump, whole=False)]
 
 
 def addresses(route_socket: RouteSocket, index: int = 0) -> tuple[IPInterface, ...]:

@@ -176,7 +176,7 @@ def verdict(paths: Sequence[Path]) -> tuple[bool, str]:
     )
     more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
     translated = sum(1 for path in wrong if path.source)
+    nat = f" NAT: {translated}." if translated else ""
     return False, (
-        f"{len(paths) - len(wrong)} of {len(paths)} paths are right. NAT:"
-        f" {translated or 'none'}. Wrong are {listed}{more}"
+        f"{len(paths) - len(wrong)} of {len(paths)} paths work.{nat} Wrong are {listed}{more}"
     )

@@ -62,6 +62,16 @@ class Lab:
         self.folder = f"{STATE}/{name}"
         self._lock = -1
 
+    @property
+    def title(self) -> str:
+        """The lab in a sentence."""
+        return "the lab" if self.name == DEFAULT else f"lab {self.name}"
+
+    @property
+    def option(self) -> str:
+        """What names the lab in a command, with a space in front; "" for the default one."""
+        return "" if self.name == DEFAULT else f" --name {self.name}"
+
     # --- looking ---
 
     def netns(self, member: str) -> str:
@@ -99,19 +109,21 @@ class Lab:
             raise self.down()
         raise CniError(
             Code.INVALID_CONFIG,
-            f"the lab has no {name}",
+            f"{self.title} has no {name}",
             f"it has {', '.join(member.name for member in members)}",
         )
 
     def down(self) -> CniError:
         """The error for a lab that is not there."""
-        return CniError(Code.INVALID_CONFIG, f"lab {self.name} is not up", "podwire lab up")
+        return CniError(
+            Code.INVALID_CONFIG, f"{self.title} is not up", f"podwire lab up{self.option}"
+        )
 
     def _up(self) -> LabIsUpError:
         return LabIsUpError(
             Code.INVALID_CONFIG,
-            f"lab {self.name} is up already",
-            f"podwire lab down --name {self.name}, or another --name for a second one",
+            f"{self.title} is up already",
+            f"podwire lab down{self.option}, or another --name for a second one",
         )
 
     # --- making ---
@@ -224,6 +236,13 @@ def _state() -> Iterator[None]:
         with contextlib.suppress(OSError):
             os.rmdir(STATE)
         os.close(fd)
+
+
+def labs() -> list[str]:
+    """The names of all labs that are up, as far as their folders tell."""
+    with contextlib.suppress(OSError):
+        return sorted(os.listdir(STATE))
+    return []
 
 
 def sweep_demos() -> None:

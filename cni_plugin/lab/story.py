@@ -41,12 +41,9 @@ def tell(pause: Callable[[], None]) -> bool:
     begin = time.monotonic()
     nodes.sweep_demos()
     lab = Lab(f"{DEMO}{os.urandom(3).hex()}")
-    own = _name()
     with _terminable(), _removed(lab):
         lab.create()
         story = _Story(lab)
-        if own != "podwire":
-            _say(f"Below, podwire is {own}.")
         parts = (story.one_node, story.same_network_twice, story.two_networks, story.away_again)
         right = [_told(part, pause) for part in parts]
     right.append(not lab.exists())
@@ -57,9 +54,13 @@ def tell(pause: Callable[[], None]) -> bool:
         f"All as it should be, in {took:.1f} s. The namespaces are removed.",
         "Something is WRONG, see above.",
     )
-    click.echo("To look around in a lab of your own:")
-    for words in ("up", "exec node-1/pod-1 -- bash", "down"):
-        click.echo(f"    $ {own} lab {words}")
+    own = _name()
+    where = "" if own == "podwire" else f" (podwire is {own} here)"
+    click.echo(f"To look around in a lab of your own{where}:")
+    for words in ("up", "exec node-1/pod-1", "down"):
+        click.echo(f"    $ podwire lab {words}")
+    click.echo("To look around in this one, while it stops after each part:")
+    click.echo("    $ podwire lab demo --pause")
     return all(right)
 
 

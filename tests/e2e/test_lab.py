@@ -65,6 +65,7 @@ def test_the_demo_tells_the_whole_story(tool: Any) -> None:
     assert "node-2: 10.244.0.0/24 via 192.168.1.2 proto 112" in text
     assert "12 of 12 paths work. NAT: none" in text
     assert "56 of 56 paths work. NAT: none" in text
+    assert "podwire lab demo --pause" in text
     assert "no link, no address, no reservation" in text
     assert "WRONG" not in text
     assert "\x1b[" not in text  # no colours where nobody sees them
@@ -173,7 +174,11 @@ def test_every_path_of_a_lab(lab: _Lab, mode: str, family: str) -> None:
 
 
 def test_a_lab_to_look_into(lab: _Lab) -> None:
-    assert lab("status").returncode == 1
+    for command in (("status",), ("exec", "node-1", "true")):
+        down = lab(*command)
+        assert down.returncode == 1
+        assert f"hint: podwire lab up --name {_name()}\n" in down.stderr
+    assert json.loads(lab("status", "--json").stdout)["error"]["code"] == 7
     assert lab("up", "--pods", "1").returncode == 0
     again = lab("up")
     assert again.returncode == 1
@@ -186,9 +191,11 @@ def test_a_lab_to_look_into(lab: _Lab) -> None:
         "node-2/pod-1",
         "switch",
     ]
-    assert rows[1]["addresses"] == ["eth0 10.244.0.2/24"]
+    assert rows[1]["addresses"] == [{"link": "eth0", "address": "10.244.0.2/24"}]
     assert "10.244.0.2/24" in lab.on("node-1/pod-1", "ip", "address").stdout
     assert lab.on("node-1/pod-1", "sh", "-c", "exit 7").returncode == 7
+    assert lab("exec", "node-1", "sh", "-c", "exit 8").returncode == 8
+    assert "Usage: podwire ipam" in lab("exec", "node-1", "podwire", "ipam", "--help").stdout
     missing = lab.on("node-1", "no-such-program")
     assert missing.returncode == 127
     assert missing.stderr.startswith("error: no-such-program")
@@ -224,7 +231,7 @@ def test_the_matrix_finds_a_missing_route_and_sync_repairs_it(lab: _Lab) -> None
     }
     wrong = lab("status", "--matrix")
     assert wrong.returncode == 1
-    assert "NAT: none. Wrong are" in wrong.stdout
+    assert "paths work. Wrong are" in wrong.stdout
     synced = lab.podwire("routes", "sync")
     assert synced.returncode == 0
     assert "add 10.244.1.0/24 via 192.168.1.3 (node node-2)" in synced.stdout
@@ -239,8 +246,10 @@ def test_a_wrong_gateway_is_shown_and_replaced(lab: _Lab) -> None:
     route = ("10.244.1.0/24", "via", "192.168.1.77", "proto", "112")
     assert lab.on("node-1", "ip", "route", "replace", *route).returncode == 0
     (row,) = json.loads(lab.podwire("routes", "show", "--json").stdout)
-    assert (row["state"], row["present"]) == ("wrong gateway", "192.168.1.77")
-    assert "wrong gateway" in lab.podwire("status").stdout
+    assert (row["state"], row["actual"]) == ("wrong gateway", "192.168.1.77")
+    text = lab.podwire("status").stdout
+    assert "wrong gateway 192.168.1.77" in text
+    assert f"podwire routes sync --config {lab.conf}" in text
     assert lab.podwire("routes", "sync").stdout.startswith("replace 10.244.1.0/24 via 192.168.1.3")
 
 
@@ -283,7 +292,7 @@ def test_status_on_a_node(lab: _Lab) -> None:
         file.write(text.replace("10.244.1.0/24", "10.244.0.0/25"))
     done = lab.podwire("status")
     assert done.returncode == 1
-    assert "NOT ready" in done.stdout
+    assert "NOT ready (106)" in done.stdout
     assert "10.244.0.0/25 of node node-2" in done.stdout
 
 
@@ -294,3 +303,22 @@ def test_an_address_in_use_is_not_freed(lab: _Lab) -> None:
     assert "is in use" in refused.stderr
     assert lab.podwire("ipam", "free", "10.244.0.2", "--yes", "--force").returncode == 0
     assert "no address is reserved" in lab.podwire("ipam", "list").stdout
+
+
+def test_an_address_whose_link_is_gone_is_freed(lab: _Lab) -> None:
+    """And not if there are links of another plugin's making: its pod may be behind one of them."""
+    assert lab("up", "--nodes", "1", "--pods", "1").returncode == 0
+    shown = lab.on("node-1", "ip", "-o", "link", "show", "type", "veth").stdout
+    (veth,) = (
+        line.split()[1].partition("@")[0] for line in shown.splitlines() if "alias podwire" in line
+    )
+    assert lab.on("node-1", "ip", "link", "del", veth).returncode == 0
+    add = ("ip", "link", "add", "vethother", "type", "veth", "peer", "vethpod")
+    assert lab.on("node-1", *add).returncode == 0
+    refused = lab.podwire("ipam", "free", "10.244.0.2", "--yes")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error 101: can't tell")
+    assert "vethother" in refused.stderr
+    assert "--force" in refused.stderr
+    assert lab.on("node-1", "ip", "link", "del", "vethother").returncode == 0
+    assert lab.podwire("ipam", "free", "10.244.0.2", "--yes").stdout == "10.244.0.2 freed\n"
