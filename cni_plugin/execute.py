@@ -1,7 +1,8 @@
 """Executing another plugin: bounded in time, in output, and by a signal to ourselves.
 
-stdin is a file in memory, so that a plugin that does not read it holds nobody up. The plugin gets
-a session of its own, and whatever is left of that is killed when it has to be given up.
+stdin and stderr are files in memory, so that a plugin that does not read holds nobody up, nor a
+child that it leaves behind: our caller waits until nobody holds our own stderr any more. The
+plugin gets a session of its own, and what is left of that is killed when it has to be given up.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from cni_plugin.spec import CniError, Code
 _TIMEOUT_S = 120.0  # a DHCP lease may take its time; a runtime gives up later than this
 _GRACE_S = 0.2  # for what is still in the pipe when the plugin has ended
 _LARGEST = 16 * 1024 * 1024
+_PASSED_ON = 64 * 1024  # of the plugin's stderr
 _TICK_S = 0.05
 
 
@@ -34,20 +36,28 @@ def execute(
     """
     from subprocess import PIPE, Popen
 
-    with _in_memory(stdin) as source:
+    with _in_memory(stdin) as source, _in_memory(b"") as said:
         process = Popen(
-            [executable], stdin=source, stdout=PIPE, env=dict(environ), start_new_session=True
+            [executable],
+            stdin=source,
+            stdout=PIPE,
+            stderr=said,
+            env=dict(environ),
+            start_new_session=True,
         )
-    assert process.stdout is not None  # noqa: S101 - it was asked for
-    with process.stdout as pipe:
-        try:
-            stdout = _collected(pipe.fileno(), process.poll, interrupted, executable)
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
-    return process.wait(), stdout
+        assert process.stdout is not None  # noqa: S101 - it was asked for
+        with process.stdout as pipe:
+            try:
+                stdout = _collected(pipe.fileno(), process.poll, interrupted, executable)
+            except BaseException:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise
+            finally:
+                with suppress(OSError):
+                    os.write(2, os.pread(said.fileno(), _PASSED_ON, 0))
+        return process.wait(), stdout
 
 
 def _in_memory(data: bytes) -> FileIO:
