@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 
 import pytest
 
@@ -223,6 +224,9 @@ def test_without_the_sandbox(plugin_there, theirs, node, topology, confs, reserv
     sandbox.delete()
     assert second[0].delete(second[1], sandbox, prev=result).ok
     assert reservations() == {}
+    deadline = time.monotonic() + 10  # the kernel takes a namespace apart in the background
+    while ports(node) != before and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert ports(node) == before
 
 

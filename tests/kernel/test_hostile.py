@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+_RESULT = '{"cniVersion": "1.0.0", "ips": [{"address": "10.9.0.2/24"}]}'
+
 
 def folder(conf):
     return os.path.join(conf["ipam"]["dataDir"], conf["name"])
@@ -187,7 +189,7 @@ def test_a_gateway_elsewhere_takes_no_network_with_it(plugin, node, topology, ma
     [
         ("exec head -c 400000000 /dev/zero", 30),
         (
-            'sleep 30 & echo $! > ${0%/*}/pid; echo \'{"cniVersion":"1.0.0","ips":[{"address":"10.9.0.2/24"}]}\'',
+            f"sleep 30 & echo $! > ${{0%/*}}/pid; echo '{_RESULT}'",
             10,
         ),
     ],
