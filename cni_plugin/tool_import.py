@@ -9,7 +9,7 @@ from json import loads
 
 import click
 
-from cni_plugin import netconf, tool_conf, tool_routes
+from cni_plugin import netconf, tool_conf, tool_output, tool_routes
 from cni_plugin.fields import Fields, as_object, invalid
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.skel import ifname_problem
@@ -61,9 +61,9 @@ def import_(
         _reserve(place, new)
     verb = "would be taken over" if dry_run else "taken over"
     for entry in new:
-        click.echo(f"{entry.address} of {who(entry.attachment)} {verb}")
+        tool_output.say(f"{entry.address} of {who(entry.attachment)} {verb}")
     known = len(given) - len(new)
-    click.echo(f"{len(new)} {verb}, {known} already there, in {store.location(*place)}")
+    tool_output.say(f"{len(new)} {verb}, {known} already there, in {store.location(*place)}")
 
 
 # --- what is given ----------------------------------------------------------------------------

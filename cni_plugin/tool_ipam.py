@@ -126,13 +126,13 @@ def free(
     if not force:
         _refuse_alive(target, held)
     if not yes and not _confirmed(held):
-        click.echo("nothing was freed")
+        tool_output.say("nothing was freed")
         return 1
     with store.existing(target.place.data_dir, target.place.network) as opened:
         for entry in held:
             freed = opened is not None and opened.release(entry.address, entry.attachment)
             outcome = "freed" if freed else "has changed hands meanwhile, not freed"
-            click.echo(f"{entry.address} {outcome}")
+            tool_output.say(f"{entry.address} {outcome}")
     return 0
 
 
@@ -154,7 +154,7 @@ def _held(place: Place, addresses: Sequence[str]) -> Iterator[Reservation]:
 
 def _confirmed(held: Sequence[Reservation]) -> bool:
     for entry in held:
-        click.echo(f"{entry.address} of {who(entry.attachment)}")
+        tool_output.say(f"{entry.address} of {who(entry.attachment)}")
     try:
         return click.confirm("Free these addresses?")
     except click.Abort:

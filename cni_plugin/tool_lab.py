@@ -97,14 +97,14 @@ def up(name: str, count: int, pods: int, mode: str, family: str) -> None:
     finally:
         new.release_lock()
     title = new.title[0].upper() + new.title[1:]
-    click.echo(f"{title} is up; it stays until `podwire lab down{new.option}`. Look around:")
+    tool_output.say(f"{title} is up; it stays until `podwire lab down{new.option}`. Look around:")
     first = "node-1/pod-1" if pods else "node-1"
     for words in (
         f"lab exec{new.option} {first}",
         f"lab exec{new.option} node-1 podwire status --config {new.conf_path('node-1')}",
         f"lab status{new.option} --matrix",
     ):
-        click.echo(f"  podwire {words}")
+        tool_output.say(f"  podwire {words}")
 
 
 def _build(new: Lab, count: int, pods: int, mode: str, family: str) -> None:
@@ -116,10 +116,10 @@ def _build(new: Lab, count: int, pods: int, mode: str, family: str) -> None:
         new.add_node(node)
         new.write_conf(node, mode, with_inventory=True)
         addresses = ", ".join(node.addresses)
-        click.echo(f"{node.name}  {addresses}, pods {', '.join(node.pod_cidrs)}")
+        tool_output.say(f"{node.name}  {addresses}, pods {', '.join(node.pod_cidrs)}")
         for number in range(1, pods + 1):
             reply = runtime.add(node.name, f"pod-{number}")
-            click.echo(f"  pod-{number}  {', '.join(reply.addresses)}")
+            tool_output.say(f"  pod-{number}  {', '.join(reply.addresses)}")
         if not pods and count > 1:
             done = runtime.tool(node.name, "routes", "sync", "--config", new.conf_path(node.name))
             click.echo(done.stderr, nl=False, err=True)
@@ -137,9 +137,9 @@ def down(name: str) -> None:
     removed = old.remove()
     nodes.sweep_demos()
     if removed:
-        click.echo(f"{old.title}: {tool_output.count(removed, 'namespace')} removed")
+        tool_output.say(f"{old.title}: {tool_output.count(removed, 'namespace')} removed")
     else:
-        click.echo(f"{old.title} is not up")
+        tool_output.say(f"{old.title} is not up")
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -171,7 +171,7 @@ def exec_(name: str, target: str, command: Sequence[str]) -> int:
     try:
         os.execvp(argv[0], argv)  # noqa: S606 - what was asked for
     except OSError as e:
-        click.echo(f"error: {argv[0]}: {e.strerror}", err=True)
+        tool_output.say(f"error: {argv[0]}: {e.strerror}", err=True)
         return _NOT_FOUND
 
 
@@ -222,8 +222,8 @@ def _matrix(found: Lab, as_json: bool) -> int:
     for version in (4, 6):
         of_family = [path for path in paths if path.receiver.address.version == version]
         for line in matrix.lines(of_family) if of_family else ():
-            click.echo(line)
-    click.echo(text)
+            tool_output.say(line)
+    tool_output.say(text)
     return 0 if right else 1
 
 

@@ -13,9 +13,21 @@ from cni_plugin.spec import CniError, Code
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+def printable(text: str) -> str:
+    """One line that no terminal takes for a command: what files hold may be anybody's."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def say(text: str, err: bool = False) -> None:
+    """Lines of text, with what can't be shown as escapes."""
+    click.echo("\n".join(printable(line) for line in text.split("\n")), err=err)
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Columns as wide as their widest cell, two spaces between them, no frame."""
-    lines = [tuple(headers), *(tuple(str(cell) for cell in row) for row in rows)]
+    lines = [tuple(headers), *(tuple(printable(str(cell)) for cell in row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -30,7 +42,7 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[object]], nothing
 
 def show_json(document: Any) -> None:
     """`document` as indented JSON on stdout."""
-    click.echo(dumps(document, indent=2, ensure_ascii=False))
+    click.echo(dumps(document, indent=2))
 
 
 # --- errors -----------------------------------------------------------------------------------
@@ -38,14 +50,14 @@ def show_json(document: Any) -> None:
 
 def show_error(error: CniError) -> None:
     """What is wrong, by which code, and what to do about it, on stderr."""
-    click.echo(f"error {code_of(error)}: {error.msg}", err=True)
+    say(f"error {code_of(error)}: {error.msg}", err=True)
     if error.details:
         show_hint(error.details)
 
 
 def show_hint(text: str) -> None:
     """What to do, on stderr: stdout has the answer alone."""
-    click.echo(f"hint: {text}", err=True)
+    say(f"hint: {text}", err=True)
 
 
 def code_of(error: CniError) -> int:

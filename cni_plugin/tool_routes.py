@@ -156,9 +156,9 @@ def sync(
         return
     for row in rows:
         name = f" (node {row['node']})" if row["node"] else ""
-        click.echo(f"{row['action']} {row['dst']} via {row['via']}{name}")
+        tool_output.say(f"{row['action']} {row['dst']} via {row['via']}{name}")
     if not rows:
-        click.echo("nothing to do: all routes are in place")
+        tool_output.say("nothing to do: all routes are in place")
 
 
 def _changed(changes: node_routes.Changes) -> Iterator[dict[str, str | None]]:

@@ -47,7 +47,7 @@ def status(config: str | None, conf_dir: str, cni_path: str, as_json: bool) -> i
         tool_output.show_json(report)
     else:
         for line in _lines(report):
-            click.echo(line)
+            tool_output.say(line)
     return 0 if report["ready"] else 1
 
 
