@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support import require
-from tests.support.netns import Namespace
+from tests.support import faults, require
+from tests.support.faults import Stage
+from tests.support.netns import Namespace, Namespaces
 from tests.support.plugin import Config, Plugin
 from tests.support.topology import Topology
 
@@ -236,3 +237,27 @@ def go_plugin(node: Namespace, bin_folder: Path) -> Callable[..., Plugin]:
         return Plugin(os.path.join(folder, name), node, str(bin_folder))
 
     return make
+
+
+# --- a node for faults --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kept_stage(podwire_executable: str, tmp_path_factory) -> Iterator[Stage]:
+    made = Namespaces()
+    try:
+        folder = str(tmp_path_factory.mktemp("stage"))
+        stage = Stage(Topology(made), podwire_executable, folder)
+        stage.use()
+        yield stage
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def stage(kept_stage: Stage) -> Iterator[Stage]:
+    """One node for a whole file; what a failed test leaves is removed."""
+    before = kept_stage.world()
+    yield kept_stage
+    if faults.difference(before, kept_stage.world()):
+        kept_stage.repair()

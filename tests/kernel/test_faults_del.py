@@ -5,37 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from tests.support import faults
 from tests.support.faults import Stage
-from tests.support.netns import Namespaces
-from tests.support.topology import Topology
 
 TIMEOUT_S = 20
-
-
-@pytest.fixture(scope="module")
-def kept_stage(podwire_executable: str, tmp_path_factory) -> Iterator[Stage]:
-    made = Namespaces()
-    try:
-        folder = str(tmp_path_factory.mktemp("stage"))
-        stage = Stage(Topology(made), podwire_executable, folder)
-        stage.use()
-        yield stage
-    finally:
-        made.close()
-
-
-@pytest.fixture
-def stage(kept_stage: Stage) -> Iterator[Stage]:
-    """One node for the whole file; what a failed test leaves is removed."""
-    before = kept_stage.world()
-    yield kept_stage
-    if faults.difference(before, kept_stage.world()):
-        kept_stage.repair()
 
 
 def delete(stage: Stage, netns: str | None = None, conf: object = None, **more) -> faults.Ended:

@@ -7,35 +7,11 @@ import json
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
 from tests.support import faults
 from tests.support.faults import Stage
-from tests.support.netns import Namespaces
-from tests.support.topology import Topology
-
-
-@pytest.fixture(scope="module")
-def kept_stage(podwire_executable: str, tmp_path_factory) -> Iterator[Stage]:
-    made = Namespaces()
-    try:
-        folder = str(tmp_path_factory.mktemp("process"))
-        stage = Stage(Topology(made), podwire_executable, folder)
-        stage.use()
-        yield stage
-    finally:
-        made.close()
-
-
-@pytest.fixture
-def stage(kept_stage: Stage) -> Iterator[Stage]:
-    """One node for the whole file; a test that leaves something is repaired after."""
-    before = kept_stage.world()
-    yield kept_stage
-    if faults.difference(before, kept_stage.world()):
-        kept_stage.repair()
 
 
 def shell(script: str) -> list[str]:
