@@ -222,7 +222,7 @@ def _state() -> Iterator[None]:
     Who begins a demo holds this until the demo's own lock is taken, so nobody sweeps it away.
     """
     while True:
-        os.makedirs(STATE, mode=0o755, exist_ok=True)
+        os.makedirs(STATE, mode=0o700, exist_ok=True)  # or anybody could open it, and lock it
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(STATE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(fd, fcntl.LOCK_EX)
