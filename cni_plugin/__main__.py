@@ -1,7 +1,8 @@
 """The executable: environment and stdin in, one JSON document out; or the tool.
 
-Called with CNI_COMMAND it is the plugin; with arguments, the tool `podwire`; with neither it says
-what it is, on stderr, and exits 0. Under the name `podwire-ipam` it is the IPAM plugin alone.
+Called with CNI_COMMAND it is the plugin: the agent serves the call, or, where none does, this
+process. With arguments it is the tool `podwire`; with neither it says what it is, on stderr, and
+exits 0. Under the name `podwire-ipam` it is the IPAM plugin alone.
 """
 
 from __future__ import annotations
@@ -10,37 +11,25 @@ import atexit
 import gc
 import os
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from errno import EBADF
 from typing import NoReturn
 
-from cni_plugin import skel
-from cni_plugin.spec import SUPPORTED_VERSIONS, CniError, Code
+from cni_plugin import client
+from cni_plugin.dispatch import complain, serve
+from cni_plugin.spec import SUPPORTED_VERSIONS
 from cni_plugin.version import VERSION
 
 _IPAM_NAME = "podwire-ipam"
 
 
-def main() -> int:
-    """Entry point of the console scripts."""
-    closed = _fill_standard_fds()
+def main(dial: bool = True) -> int:
+    """Entry point of the console scripts. Without `dial` no agent is asked: the executable's
+    client has done that before."""
+    _fill_standard_fds()
     if os.environ.get("CNI_COMMAND"):
         gc.disable()  # the process ends before there is anything to collect
-        signals: list[int] = []
-
-        def read() -> bytes:
-            stdin = _read_stdin()
-            _defer_termination(signals)
-            return stdin
-
-        def write(reply: bytes) -> None:
-            if reply and 1 in closed:
-                raise OSError(EBADF, os.strerror(EBADF))
-            _write_all(reply)
-
         ipam = _called_name() == _IPAM_NAME
-        _leave(_answer(ipam, read, write, lambda: bool(signals)))
+        status, stdin = client.call(ipam) if dial else (None, None)
+        _leave(_answer(ipam, stdin) if status is None else status)
     if len(sys.argv) > 1 or "_PODWIRE_COMPLETE" in os.environ:  # click's shell completion
         try:
             from cni_plugin.cli import tool
@@ -48,91 +37,29 @@ def main() -> int:
             return tool()
         except KeyboardInterrupt:
             return 130
-    _complain(_about(_called_name()))
+    complain(_about(_called_name()))
     return 0
 
 
-def _answer(
-    ipam: bool,
-    read: Callable[[], bytes],
-    write: Callable[[bytes], None],
-    interrupted: Callable[[], bool],
-) -> int:
-    """Serve the call of this process; its exit status."""
-    status, reply = serve(os.environ, read, ipam, interrupted, write)
+def _answer(ipam: bool, stdin: bytes | None) -> int:
+    """Serve the call in this process; its exit status. `stdin` is what has been read of it."""
+    signals: list[int] = []
     try:
-        write(reply)
+        given = client.read_stdin() if stdin is None else stdin
+    except client.FailureError as e:
+        return client.say(client.error_document(e, b""), 1)
+    _defer_termination(signals)
+    status, reply = serve(os.environ, lambda: given, ipam, lambda: bool(signals), _write_all)
+    try:
+        _write_all(reply)
     except OSError as e:
-        _complain(f"podwire: can't write the reply to stdout: {e.strerror}\n")
+        complain(f"podwire: can't write the reply to stdout: {e.strerror}\n")
         return 1
+    if b'"auto"' in given:
+        from cni_plugin import on_demand
+
+        on_demand.start_if_wanted(given)
     return status
-
-
-def serve(
-    environ: Mapping[str, str],
-    read: Callable[[], bytes],
-    ipam: bool = False,
-    interrupted: Callable[[], bool] = lambda: False,
-    deliver: Callable[[bytes], None] | None = None,
-) -> tuple[int, bytes]:
-    """One call of the plugin: exit status and bytes for stdout. `read` is called for stdin.
-
-    With `deliver`, the result of an ADD goes there, and is undone when that raises OSError.
-
-    Whatever goes wrong becomes one CNI error document. An ADD asks `interrupted` between its
-    steps, and is undone when that is true.
-    """
-    stdin = b""
-    try:
-        stdin = read()
-        if environ.get("CNI_COMMAND") == "VERSION":
-            return 0, skel.encode_version(stdin)
-        request = skel.parse_request(environ, stdin)
-        from cni_plugin import commands
-        from cni_plugin.node import Node
-
-        node = Node(environ, interrupted, deliver)
-        try:
-            run = commands.run_ipam if ipam else commands.run
-            return 0, run(request, node)
-        finally:
-            node.close()
-    except CniError as e:
-        failure = e
-    except OSError as e:
-        failure = CniError(Code.IO_FAILURE, f"system call failed: {e}")
-    except Exception as e:  # noqa: BLE001  the boundary: a bug is one error document as well
-        failure = _internal(e)
-    return 1, skel.encode_error(failure, skel.error_version(stdin))
-
-
-def _internal(e: Exception) -> CniError:
-    from traceback import format_exc
-
-    _complain(format_exc())
-    return CniError(
-        Code.INTERNAL,
-        f"internal error: {type(e).__name__}: {e}",
-        "this is a bug of podwire: please report it with the traceback on stderr",
-    )
-
-
-def _read_stdin() -> bytes:
-    """stdin, up to just more than a configuration may have; closed counts as empty."""
-    parts = []
-    room = skel.MAX_CONFIG_BYTES + 1
-    while room > 0:
-        try:
-            part = os.read(0, min(room, 1 << 20))
-        except OSError as e:
-            raise CniError(
-                Code.IO_FAILURE, f"can't read the network configuration from stdin: {e.strerror}"
-            ) from e
-        if not part:
-            break
-        parts.append(part)
-        room -= len(part)
-    return b"".join(parts)
 
 
 def _write_all(data: bytes) -> None:
@@ -141,25 +68,17 @@ def _write_all(data: bytes) -> None:
         view = view[os.write(1, view) :]
 
 
-def _complain(text: str) -> None:
-    """To stderr, by its number: Python has no `sys.stderr` when the caller had closed it."""
-    with suppress(OSError):
-        os.write(2, text.encode("utf-8", "backslashreplace"))
-
-
-def _fill_standard_fds() -> set[int]:
+def _fill_standard_fds() -> None:
     """A caller may have closed stdin, stdout or stderr: nothing else must get their numbers.
 
-    Those that were closed are returned.
+    To what takes stdout's place nothing can be written, as the caller would expect.
     """
-    closed = set()
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
-            closed.add(number)
-    return closed
+            # The lowest free number, which is this one.
+            os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_RDWR)
 
 
 def _defer_termination(signals: list[int]) -> None:

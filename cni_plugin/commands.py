@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from cni_plugin import cluster, datapath, inspection, leases, names, netconf, results
 from cni_plugin.fields import Fields, as_object, invalid
 from cni_plugin.kernel import attach, detach, privileges
-from cni_plugin.kernel.netns import NotANamespaceError, open_sandbox
+from cni_plugin.kernel.netns import NotANamespaceError
 from cni_plugin.netconf import NetConf
 from cni_plugin.node import Node, all_or_nothing, cluster_of, leases_of, sandbox
 from cni_plugin.spec import Attachment, CniError, Code, Request, Result
@@ -61,7 +61,7 @@ def run_ipam(request: Request, node: Node) -> bytes:
 def _add(request: Request, node: Node) -> bytes:
     conf = netconf.parse(request)
     privileges.require()
-    with sandbox(request.netns) as fd:
+    with sandbox(node, request.netns) as fd:
         nodes = cluster_of(conf, node)
         source = leases_of(request, node, nodes)
         attach.refuse_existing(fd, request.attachment.ifname)
@@ -94,10 +94,8 @@ def _refuse_no_address(conf: NetConf, leased: Result) -> None:
 def _delete(request: Request, node: Node) -> bytes:
     source = leases.of(request, node.environ, strict=False)
     with ExitStack() as stack:
-        sandbox = stack.enter_context(_sandbox_if_any(request.netns))
-        detach.remove_host_veth(
-            node.route_socket, names.host_veth_name(request.network, request.attachment)
-        )
+        sandbox = stack.enter_context(_sandbox_if_any(node, request.netns))
+        node.remove_link(names.host_veth_name(request.network, request.attachment))
         if sandbox is not None and (_listed(request) or source.holds()):
             detach.remove_pod_link(sandbox, request.attachment.ifname)
     source.delete()
@@ -105,10 +103,10 @@ def _delete(request: Request, node: Node) -> bytes:
 
 
 @contextmanager
-def _sandbox_if_any(path: str) -> Iterator[int | None]:
+def _sandbox_if_any(node: Node, path: str) -> Iterator[int | None]:
     """The sandbox, or None when it is gone: DEL must do without (specification, DEL)."""
     try:
-        fd = open_sandbox(path) if path else None
+        fd = node.open_sandbox(path) if path else None
     except NotANamespaceError:
         fd = None
     except CniError as e:
@@ -160,7 +158,7 @@ def _collect(request: Request, node: Node) -> bytes:
         strays = {}
     for name, attachment in strays.items():
         try:
-            detach.remove_host_veth(node.route_socket, name)
+            node.remove_link(name)
         except CniError as e:
             failures.append(e)
             kept.add(attachment)  # its link is in use, and so are its addresses

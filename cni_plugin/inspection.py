@@ -25,7 +25,7 @@ def check(request: Request, node: Node) -> bytes:
         )
     nodes = cluster_of(conf, node)
     source = leases_of(request, node, nodes)
-    with sandbox(request.netns) as fd:
+    with sandbox(node, request.netns) as fd:
         mine = _own_part(request, previous)
         plan = datapath.plan(conf, request.attachment, mine.leases)
         if mine.host_veth:

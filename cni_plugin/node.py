@@ -6,19 +6,34 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import NamedTuple
 
 from cni_plugin import cluster, leases
+from cni_plugin.kernel import detach
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.netns import open_sandbox
 from cni_plugin.netconf import NetConf
 from cni_plugin.spec import CniError, Code, Request
 
 
-class Node:
-    """What exists once per process: the environment it was called in, its netlink socket.
+class Resident(NamedTuple):
+    """What an agent lends to a call that it serves; all of it stays the agent's.
 
-    `interrupted` tells whether the process has been asked to end; `deliver`, if given, hands a
-    result to the runtime and raises OSError when nobody takes it.
+    `open_sandbox` opens the network namespace that the runtime named by a path: the caller closes
+    it. `route_socket` is of the node's own namespace. `remove_link` deletes a host veth by name,
+    and returns when it is gone; it raises CniError 104 when the kernel refuses.
+    """
+
+    open_sandbox: Callable[[str], int]
+    route_socket: RouteSocket
+    remove_link: Callable[[str], None]
+
+
+class Node:
+    """What a call works with: its environment, a netlink socket, the ways in and out.
+
+    `interrupted` tells whether the call has been given up; `deliver`, if given, hands a result to
+    the runtime and raises OSError when nobody takes it.
     """
 
     def __init__(
@@ -26,15 +41,19 @@ class Node:
         environ: Mapping[str, str],
         interrupted: Callable[[], bool] = lambda: False,
         deliver: Callable[[bytes], None] | None = None,
+        resident: Resident | None = None,
     ) -> None:
         self.environ = environ
         self.interrupted = interrupted
         self._deliver = deliver
+        self._resident = resident
         self._route_socket: RouteSocket | None = None
 
     @property
     def route_socket(self) -> RouteSocket:
         """The socket of the node's own network namespace, opened when first needed."""
+        if self._resident is not None:
+            return self._resident.route_socket
         if self._route_socket is None:
             self._route_socket = RouteSocket()
         return self._route_socket
@@ -55,6 +74,21 @@ class Node:
                 Code.IO_FAILURE, f"can't write the result to stdout: {e.strerror}"
             ) from e
         return b""
+
+    def remove_link(self, name: str) -> None:
+        """Delete a host veth, and with it the pod's end; no-op when there is none.
+
+        When this returns both are gone. Raises CniError 104 when the kernel refuses.
+        """
+        if self._resident is None:
+            detach.remove_host_veth(self.route_socket, name)
+        else:
+            self._resident.remove_link(name)
+
+    def open_sandbox(self, path: str) -> int:
+        """The network namespace at `path`; the caller closes it. Errors: `netns.open_sandbox`."""
+        opened = open_sandbox if self._resident is None else self._resident.open_sandbox
+        return opened(path)
 
     def close(self) -> None:
         if self._route_socket is not None:
@@ -83,8 +117,9 @@ def all_or_nothing() -> Iterator[ExitStack]:
 
 
 @contextmanager
-def sandbox(path: str) -> Iterator[int]:
-    fd = open_sandbox(path)
+def sandbox(node: Node, path: str) -> Iterator[int]:
+    """The pod's network namespace, open for the length of the block."""
+    fd = node.open_sandbox(path)
     try:
         yield fd
     finally:

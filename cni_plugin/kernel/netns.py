@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno as errnos
 import fcntl
 import os
 import stat
@@ -35,7 +36,15 @@ def open_sandbox(path: str) -> int:
     Raises CniError: 3 when there is nothing at the path, 4 (`NotANamespaceError`) when it is no
     network namespace, 4 when it is the namespace podwire itself runs in.
     """
-    fd = _open_namespace(path)
+    return checked(_probe(path), path)
+
+
+def checked(probe: int, path: str) -> int:
+    """As `open_sandbox`, of a file that was opened for its name only (O_PATH); `probe` is closed.
+
+    `path` is for messages: in the caller's mount namespace the file may be at another.
+    """
+    fd = _open_namespace(probe, path)
     status, own = os.fstat(fd), os.stat(OWN)
     if (status.st_dev, status.st_ino) != (own.st_dev, own.st_ino):
         return fd
@@ -47,17 +56,27 @@ def open_sandbox(path: str) -> int:
     )
 
 
-def _open_namespace(path: str) -> int:
+def _probe(path: str) -> int:
     try:
-        probe = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise CniError(
+        return os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as e:
+        raise unreachable(path, e.errno or 0) from e
+    except ValueError as e:
+        raise _not_a_namespace(path, str(e)) from e
+
+
+def unreachable(path: str, errno: int) -> CniError:
+    """The error for a path that could not be opened."""
+    if errno in (errnos.ENOENT, errnos.ENOTDIR):
+        return CniError(
             Code.UNKNOWN_CONTAINER,
             f"CNI_NETNS: {shown(path)} does not exist",
             "the sandbox is gone, or was never made",
-        ) from e
-    except (OSError, ValueError) as e:
-        raise _not_a_namespace(path, str(e)) from e
+        )
+    return _not_a_namespace(path, os.strerror(errno))
+
+
+def _open_namespace(probe: int, path: str) -> int:
     try:
         if not stat.S_ISREG(os.fstat(probe).st_mode):
             raise _not_a_namespace(path, "not a regular file")

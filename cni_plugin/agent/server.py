@@ -1,0 +1,138 @@
+"""The agent's life: open, serve, drain, end.
+
+Every worker is a thread that waits in accept(2) by itself: the kernel wakes one of them for each
+client, and nothing is handed from thread to thread. A few are enough, for they share one core of
+Python; when all have been busy for a while (executed IPAM plugins may take long), one more is
+started, up to a limit.
+
+The agent holds nothing that is lost with it: every call starts from the store and the kernel.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+from collections.abc import Callable
+from contextlib import suppress
+from logging import Logger
+from threading import Thread
+from time import perf_counter, sleep
+from typing import NamedTuple
+
+from cni_plugin.agent.connection import Connection
+from cni_plugin.agent.listener import Listener
+from cni_plugin.agent.reaper import Reaper
+from cni_plugin.agent.worker import Turns, Worker
+from cni_plugin.kernel.netns import OWN
+
+_WORKERS = 4
+_MOST_WORKERS = 64
+_TICK_S = 0.5
+_HEARTBEAT_S = 0.9  # a client that waits longer than this hears from us each second
+
+
+class Options(NamedTuple):
+    """`idle_s`: end after so many seconds without a call; 0 for never."""
+
+    workers: int = _WORKERS
+    idle_s: float = 0.0
+
+
+class Server:
+    """Serves the calls that reach `listener` until `stop` is called, or it has been idle."""
+
+    def __init__(self, listener: Listener, logger: Logger, options: Options) -> None:
+        self._listener = listener
+        self._logger = logger
+        self._options = options
+        self._busy: dict[Connection, float] = {}
+        self._turns = Turns()
+        self._reaper = Reaper()
+        self._home = os.stat(OWN).st_ino
+        self._threads: list[Thread] = []
+        self._ending = False
+        self._bell, self._ring = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._last_call = perf_counter()
+
+    def start(self) -> None:
+        """From now on calls are served."""
+        self._reaper.start()
+        for _ in range(self._options.workers):
+            self._add_worker()
+        gc.collect()
+        gc.freeze()  # what is loaded stays: no need to look through it again and again
+
+    def stop(self) -> None:
+        """Take no more calls; those that have come are served. Returns at once; a signal's handler
+        may call it, and does no more than write a byte."""
+        with suppress(BlockingIOError):  # it has been rung often enough
+            os.write(self._ring, b"\0")
+
+    def run(self, withdrawn: Callable[[], None]) -> None:
+        """Return when the last call has been served after `stop`, or after an idle time.
+
+        `withdrawn` is called when no new client can reach us any more.
+        """
+        while not select.select([self._bell], [], [], _TICK_S)[0]:
+            self._look_after()
+        self._ending = True
+        withdrawn()
+        self._listener.withdraw()
+        for thread in self._threads:
+            while thread.is_alive():
+                thread.join(_TICK_S)
+                self._beat()
+        self._reaper.stop()
+        os.close(self._bell)
+        os.close(self._ring)
+
+    def _look_after(self) -> None:
+        """Heartbeats, another worker where all are stuck, the end of an idle agent."""
+        self._beat()
+        now = perf_counter()
+        ages = [now - begun for begun in list(self._busy.values())]
+        if ages:
+            self._last_call = now
+        stuck = len(ages) >= len(self._threads) and min(ages) > _TICK_S / 2
+        if stuck and len(self._threads) < _MOST_WORKERS:
+            self._add_worker()
+        idle_s = self._options.idle_s
+        if idle_s and now - self._last_call > idle_s:
+            self._logger.info("idle", extra={"fields": {"seconds": idle_s}})
+            self.stop()
+
+    def _beat(self) -> None:
+        now = perf_counter()
+        for connection, begun in list(self._busy.items()):
+            if now - begun > _HEARTBEAT_S:
+                try:
+                    connection.heartbeat()
+                except OSError as e:  # its worker will find out as well
+                    self._logger.debug("heartbeat failed", extra={"fields": {"error": str(e)}})
+
+    def _add_worker(self) -> None:
+        thread = Thread(target=self._work, name=f"worker-{len(self._threads)}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _work(self) -> None:
+        worker = Worker(self._home, self._turns, self._reaper.remove, self._busy, self._logger)
+        listening = self._listener.socket
+        try:
+            while True:
+                try:
+                    client, _ = listening.accept()
+                except OSError:
+                    if self._ending:
+                        return
+                    self._logger.exception("can't accept a client")
+                    sleep(_TICK_S)
+                    continue
+                self._last_call = perf_counter()
+                try:
+                    worker.serve(client)
+                except Exception:
+                    self._logger.exception("a worker failed")
+        finally:
+            worker.close()

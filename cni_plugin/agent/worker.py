@@ -1,0 +1,193 @@
+"""Serving one connection: refuse or decline before anything is begun, else `dispatch.serve`.
+
+A worker is a thread with a netlink socket of its own. Calls about one attachment are served one
+after the other, so that a DEL which a runtime sends after it gave up on an ADD finds all of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from logging import INFO, WARNING, Logger
+from socket import socket
+from threading import Lock
+from time import perf_counter
+from typing import Any
+
+from cni_plugin import dispatch
+from cni_plugin.agent.connection import Call, Connection
+from cni_plugin.kernel import netns
+from cni_plugin.kernel.netlink import RouteSocket
+from cni_plugin.node import Resident
+from cni_plugin.version import VERSION
+from cni_plugin.wire import WireError
+
+_TURN_S = 60.0  # how long a call waits for another about the same attachment
+
+
+class Worker:
+    """Serves connections, one at a time. `remove_link` is the reaper's; `busy` holds the
+    connections in work, of all workers."""
+
+    def __init__(
+        self,
+        home: int,
+        turns: Turns,
+        remove_link: Callable[[str], None],
+        busy: dict[Connection, float],
+        logger: Logger,
+    ) -> None:
+        self._home = home
+        self._turns = turns
+        self._remove_link = remove_link
+        self._busy = busy
+        self._logger = logger
+        self._route_socket: RouteSocket | None = None
+
+    def close(self) -> None:
+        if self._route_socket is not None:
+            self._route_socket.close()
+            self._route_socket = None
+
+    def serve(self, client: socket) -> None:
+        """Serve one client; never raises for what the client does."""
+        begun = perf_counter()
+        connection = Connection(client)
+        self._busy[connection] = begun
+        try:
+            pid, uid = connection.peer()
+            if uid not in (0, os.geteuid()):
+                connection.decline(f"user {uid} is not served")
+                self._logger.warning("refused a user", extra={"fields": {"uid": uid, "pid": pid}})
+                return
+            call = connection.receive()
+            reason = self._unfit(call)
+            if reason:
+                connection.decline(reason)
+                self._note(call, begun, WARNING, outcome="declined", reason=reason)
+                return
+            self._served(connection, call, begun)
+        except EOFError:
+            pass  # somebody looked whether we are there
+        except (WireError, OSError) as e:
+            fields = {"error": str(e)}
+            self._logger.warning("connection failed", extra={"fields": fields})
+        finally:
+            del self._busy[connection]
+            connection.close()
+
+    def _unfit(self, call: Call) -> str:
+        """Why this call is not ours; "" when it is."""
+        if call.version != VERSION:
+            return f"client is podwire {call.version}, agent {VERSION}"
+        if call.home != self._home:
+            return "client is in another network namespace"
+        return ""
+
+    def _served(self, connection: Connection, call: Call, begun: float) -> None:
+        attachment = (call.environ.get("CNI_CONTAINERID", ""), call.environ.get("CNI_IFNAME", ""))
+        with self._turns.of(attachment) as first:
+            if not first:
+                connection.decline("another call about this attachment takes too long")
+                self._note(call, begun, WARNING, outcome="declined", reason="attachment in work")
+                return
+            status, body = dispatch.serve(
+                call.environ,
+                lambda: call.stdin,
+                ipam=call.ipam,
+                interrupted=connection.gone,
+                deliver=connection.deliver,
+                resident=self._resident(call),
+            )
+        if status != 0:
+            self.close()  # whatever is still on its way to it is not the next call's
+        outcome: dict[str, Any] = {"outcome": "ok"} if status == 0 else _failure(body)
+        if connection.answered and status != 0:
+            outcome["outcome"] = "undone"  # nobody took the result
+        elif not connection.answered:
+            try:
+                connection.reply(status, body)
+            except OSError as e:
+                outcome["undelivered"] = str(e)
+        self._note(call, begun, INFO if status == 0 else WARNING, **outcome)
+
+    def _resident(self, call: Call) -> Resident:
+        if self._route_socket is None:
+            self._route_socket = RouteSocket()
+
+        def open_sandbox(path: str) -> int:
+            if call.sandbox < 0:
+                raise netns.unreachable(path, call.netns_errno)
+            return netns.checked(os.dup(call.sandbox), path)
+
+        return Resident(open_sandbox, self._route_socket, self._remove_link)
+
+    def _note(self, call: Call, begun: float, level: int, **outcome: Any) -> None:
+        if not self._logger.isEnabledFor(level):
+            return
+        fields = _fields(call)
+        fields["duration_ms"] = round((perf_counter() - begun) * 1000, 3)
+        self._logger.log(level, "served", extra={"fields": fields | outcome})
+
+
+class Turns:
+    """Who works on which attachment."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._turns: dict[tuple[str, str], tuple[Lock, int]] = {}
+
+    @contextmanager
+    def of(self, attachment: tuple[str, str]) -> Iterator[bool]:
+        """Hold the attachment's turn; False when it could not be had in time.
+
+        Calls that are about no attachment do not wait.
+        """
+        if not attachment[0]:
+            yield True
+            return
+        with self._lock:
+            turn, waiting = self._turns.get(attachment, (Lock(), 0))
+            self._turns[attachment] = turn, waiting + 1
+        held = turn.acquire(timeout=_TURN_S)
+        try:
+            yield held
+        finally:
+            if held:
+                turn.release()
+            with self._lock:
+                turn, waiting = self._turns.pop(attachment)
+                if waiting > 1:
+                    self._turns[attachment] = turn, waiting - 1
+
+
+def _fields(call: Call) -> dict[str, Any]:
+    environ = call.environ
+    fields: dict[str, Any] = {
+        "command": environ.get("CNI_COMMAND", ""),
+        "container": environ.get("CNI_CONTAINERID", ""),
+        "ifname": environ.get("CNI_IFNAME", ""),
+        "netns": environ.get("CNI_NETNS", ""),
+    }
+    for pair in environ.get("CNI_ARGS", "").split(";"):
+        name, _, value = pair.partition("=")
+        if name in ("K8S_POD_NAMESPACE", "K8S_POD_NAME"):
+            fields["namespace" if name.endswith("SPACE") else "pod"] = value
+    with suppress(ValueError, AttributeError):
+        fields["network"] = str(_decoded(call.stdin).get("name", ""))
+    return {name: value for name, value in fields.items() if value}
+
+
+def _failure(body: bytes) -> dict[str, Any]:
+    document = _decoded(body)
+    fields = {"outcome": "error", "code": document["code"], "error": document["msg"]}
+    if document.get("details"):
+        fields["remedy"] = document["details"]
+    return fields
+
+
+def _decoded(data: bytes) -> Any:
+    from json import loads
+
+    return loads(data)
