@@ -4,18 +4,26 @@ Rules of the measurement:
 - What is compared is interleaved: one call of each, then the next call of each, and who begins
   changes from round to round. A machine that slows down slows both.
 - A call of a plugin is a whole process, from fork to exit, with stdin and stdout as pipes.
+- What a call leaves to the kernel, a deleted link, is done before the next call begins.
 - Ratios count, of medians and of pairs that ran next to each other. Absolute times belong to the
   machine they were taken on.
-- Nothing is left, however the run ends: namespaces and files belong to the process alone.
+- Nothing is left, however the run ends: namespaces, files and agents belong to the process alone.
 - A run is bounded: on a busy machine a scenario takes fewer samples, and the tables say how many.
 
-    measure     one call, timed; the order of calls
+    measure     calls, timed; the order of many
     namespaces  network namespaces and files that vanish with the process
     contenders  which executables are compared, and with which configuration
-    pods        VERSION, ADD and DEL as processes
+    agents      the agent that serves a contender: started, looked at, ended
+    nodes       a contender's node, with sandboxes for its pods
+    pods        VERSION, STATUS, ADD, CHECK and DEL, one after the other
+    crowd       32 calls at once; one more pod on a full node
+    demand      the agent that the first call starts
+    soak        10,000 pods through one agent
     ipam        adding and releasing an address at 10 to 60,000 reservations
+    scenarios   all of these by name, and a run of some
     profiling   where the time of one ADD goes
     results     what was measured, as data and as JSON
     statistic   medians and ratios
-    report      tables for a terminal, and docs/performance.md
+    tables, goals, report, plot
+                what a reader sees: a terminal, docs/performance.md and .svg
 """

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
-import tempfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from time import monotonic
+from collections.abc import Callable, Sequence
 
-from bench import contenders, ipam, machine, namespaces, pods, report, results
-from bench.contenders import Contender
+from bench import contenders, plot, report, results, scenarios
+from bench.agents import AgentError
 from bench.measure import CallFailedError
-from bench.results import Results, Series
+from bench.results import Results
 
 RUNS = 30
-SCENARIOS = ("version", "pod", "dual", "ipam")
-_FAMILIES = {"pod": (4,), "dual": (4, 6)}
+_WRITERS: dict[str, Callable[[Results], str]] = {
+    "json": results.encode,
+    "markdown": report.page,
+    "svg": plot.svg,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,17 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return profiling.run(options.profile, options.runs)
     try:
-        found = _read(options.read) if options.read else _measure(options)
-    except (CallFailedError, OSError, ValueError) as e:
+        if options.read:
+            found = _read(options.read)
+        else:
+            wanted = options.only or (scenarios.SCENARIOS if options.all else scenarios.DEFAULT)
+            found = scenarios.run(tuple(wanted), options.runs, options.dir)
+    except (AgentError, CallFailedError, OSError, ValueError) as e:
         print(f"bench: {e}", file=sys.stderr)
         return 1
-    for path, content in (
-        (options.json, results.encode(found)),
-        (options.markdown, report.page(found)),
-    ):
-        if path:
+    for name, written in _WRITERS.items():
+        if path := getattr(options, name):
             with open(path, "w", encoding="utf-8") as file:
-                file.write(content)
+                file.write(written(found))
     print(report.text(found))
     return 0
 
@@ -48,23 +48,29 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="podwire beside the Go plugins of $CNI_PEER_PATH"
-        f" (default {contenders.DEFAULT_PEER_PATH}), interleaved in one run.",
+        f" (default {contenders.DEFAULT_PEER_PATH}), interleaved in one run. The executable is"
+        " $PODWIRE_EXECUTABLE, or build/podwire; $PODWIRE_NEWER names a folder of Go plugins"
+        " that know STATUS.",
     )
     parser.add_argument("--runs", type=int, default=RUNS, help=f"of each command ({RUNS})")
-    parser.add_argument(
-        "--only", action="append", choices=SCENARIOS, help="only this scenario; may be repeated"
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--only",
+        action="append",
+        choices=tuple(scenarios.SCENARIOS),
+        help="only this scenario; may be repeated",
     )
+    which.add_argument("--all", action="store_true", help="soak as well, which takes minutes")
     parser.add_argument("--json", metavar="FILE", help="write what was measured, every sample")
     parser.add_argument("--markdown", metavar="FILE", help="write the report as a page")
+    parser.add_argument("--svg", metavar="FILE", help="write the medians as a plot")
     parser.add_argument(
         "--from", dest="read", metavar="FILE", help="report what --json wrote, measure nothing"
     )
     parser.add_argument(
         "--profile", choices=("add", "del"), help="show where the time of one call goes instead"
     )
-    parser.add_argument(
-        "--dir", metavar="DIR", help="make the address directories here instead of in memory"
-    )
+    parser.add_argument("--dir", metavar="DIR", help="make all files here instead of in memory")
     options = parser.parse_args(argv)
     if options.runs < 1:
         parser.error("--runs must be 1 or more")
@@ -74,62 +80,6 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 def _read(path: str) -> Results:
     with open(path, encoding="utf-8") as file:
         return results.decode(file.read())
-
-
-def _measure(options: argparse.Namespace) -> Results:
-    wanted = options.only or SCENARIOS
-    peer, peer_ipam = contenders.peer(), contenders.peer_ipam()
-    sides = [side for side in (contenders.podwire(), peer) if side is not None]
-    notes = [] if peer else [contenders.missing_peer()]
-    if os.geteuid() != 0 and _FAMILIES.keys() & set(wanted):
-        notes.append("ADD and DEL were not measured: network namespaces need root.")
-        wanted = [name for name in wanted if name not in _FAMILIES]
-    with _folder(options.dir) as folder:
-        about = machine.describe(folder)
-        series: list[Series] = []
-        begin = monotonic()
-        for name in wanted:
-            print(f"{monotonic() - begin:4.0f} s  measuring {name}", file=sys.stderr, flush=True)
-            series += _scenario(name, sides, peer_ipam, folder, options.runs)
-    about["load at the end"] = machine.load()
-    measured = [*sides, peer_ipam] if peer_ipam else sides
-    return Results(
-        machine=about,
-        contenders={side.name: contenders.describe(side) for side in measured},
-        commands=_commands(wanted, sides, peer_ipam),
-        series=tuple(series),
-        notes=tuple(notes),
-        aliases={os.path.dirname(sides[0].executable): ".venv/bin"},
-    )
-
-
-def _folder(directory: str | None) -> AbstractContextManager[str]:
-    if directory is None and os.geteuid() == 0:
-        return namespaces.memory()
-    return tempfile.TemporaryDirectory(prefix="podwire-bench-", dir=directory)
-
-
-def _scenario(
-    name: str, sides: Sequence[Contender], peer_ipam: Contender | None, folder: str, runs: int
-) -> list[Series]:
-    if name == "version":
-        return pods.versions(sides, runs)
-    if name == "ipam":
-        return ipam.ipam(peer_ipam, folder)
-    return pods.pods(sides, folder, runs, name, _FAMILIES[name])
-
-
-def _commands(
-    wanted: Sequence[str], sides: Sequence[Contender], peer_ipam: Contender | None
-) -> dict[str, str]:
-    found: dict[str, str] = {}
-    if "pod" in wanted or "version" in wanted:
-        found |= pods.commands(sides, _FAMILIES["pod"])
-    elif "dual" in wanted:
-        found |= pods.commands(sides, _FAMILIES["dual"])
-    if "ipam" in wanted and peer_ipam is not None:
-        found |= ipam.commands(peer_ipam)
-    return found
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Who is compared, and the calls that they get: the same configuration but for the type."""
+"""Who is compared, and the calls that they get: the same configuration but for the type.
+
+The contenders are data: a scenario takes those whose `agent` and options fit it.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,49 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bench.measure import Call
 
-PODWIRE, PEER, PEER_IPAM = "podwire", "Go bridge + host-local", "Go host-local"
+AGENT, ALONE, WHEEL = "podwire, agent", "podwire, no agent", "podwire, wheel"
+PEER, MASQUERADE, NEWER = "Go", "Go, ipMasq", "Go, newer"
+PODWIRE_IPAM, PEER_IPAM = "podwire's IPAM", "Go host-local"
 DEFAULT_PEER_PATH = "/usr/lib/cni"
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _RANGES = {4: "10.244.0.0/16", 6: "fd00:10:244::/64"}
 
 
 class Contender(NamedTuple):
-    """One side of a comparison. `type` is the plugin's name in a configuration, `cni_path` where
-    its delegates are."""
+    """One side of a comparison.
+
+    `type` is the plugin's name in a configuration, `cni_path` where its delegates are. `options`
+    are added to the configuration, `environ` to the environment. `agent`: a resident one runs.
+    """
 
     name: str
     executable: str
     type: str
     cni_path: str
+    agent: bool = False
+    options: Mapping[str, Any] = {}
+    environ: Mapping[str, str] = {}
 
-    def call(self, command: str, config: dict[str, Any], container: str, netns: str) -> Call:
+    @property
+    def ours(self) -> bool:
+        return self.type == "podwire"
+
+    def at(self, socket: str, runtime: str = "") -> Contender:
+        """podwire with its agent, or the absence of one, at this socket; others are as they were.
+
+        `runtime` is where the executable unpacks itself.
+        """
+        if not self.ours:
+            return self
+        environ = {"PODWIRE_SOCKET": socket} | ({"PODWIRE_RUNTIME": runtime} if runtime else {})
+        return self._replace(environ=environ)
+
+    def call(self, command: str, config: Mapping[str, Any], container: str, netns: str) -> Call:
         """A call of this plugin as a runtime makes it."""
         environ = {
             "PATH": _SEARCH,
@@ -35,58 +60,123 @@ class Contender(NamedTuple):
             "CNI_NETNS": netns,
             "CNI_IFNAME": "eth0",
             "CNI_PATH": self.cni_path,
+            **self.environ,
         }
-        return Call(self.executable, environ, {**config, "type": self.type})
+        return Call(self.executable, environ, {**config, **self.options, "type": self.type})
 
     def version(self) -> Call:
-        environ = {"PATH": _SEARCH, "CNI_COMMAND": "VERSION"}
+        environ = {"PATH": _SEARCH, "CNI_COMMAND": "VERSION", **self.environ}
         return Call(self.executable, environ, {"cniVersion": "1.0.0"})
 
+    def status(self, config: Mapping[str, Any]) -> Call:
+        environ = {
+            "PATH": _SEARCH,
+            "CNI_COMMAND": "STATUS",
+            "CNI_PATH": self.cni_path,
+            **self.environ,
+        }
+        content = {**config, "cniVersion": "1.1.0", **self.options, "type": self.type}
+        return Call(self.executable, environ, content)
 
-def podwire() -> Contender:
-    """The console script beside this Python, or $PODWIRE_BIN.
 
-    Raises FileNotFoundError when it is not installed.
+def everyone() -> list[Contender]:
+    """Those that are installed; podwire always is.
+
+    Raises FileNotFoundError when it is not.
     """
+    return [*podwires(), *peers()]
+
+
+def podwires() -> list[Contender]:
+    """The executable with and without an agent, and the wheel's script without one.
+
+    As long as there is no executable the script stands in for it, and `missing` says so.
+    """
+    script, built = _script(), executable()
+    folder = os.path.dirname(built or script)
+    found = [Contender(AGENT, built or script, "podwire", folder, agent=True)]
+    if built:
+        found.append(Contender(ALONE, built, "podwire", folder))
+    return [*found, Contender(WHEEL, script, "podwire", os.path.dirname(script))]
+
+
+def executable() -> str:
+    """$PODWIRE_EXECUTABLE, or build/podwire; "" when there is none.
+
+    Raises FileNotFoundError for a variable that names none.
+    """
+    named = os.environ.get("PODWIRE_EXECUTABLE")
+    path = os.path.abspath(named or os.path.join(os.path.dirname(__file__), "../build/podwire"))
+    if os.access(path, os.X_OK):
+        return path
+    if named:
+        raise FileNotFoundError(f"PODWIRE_EXECUTABLE={named}: there is no executable")
+    return ""
+
+
+def _script() -> str:
+    """The console script beside this Python, or $PODWIRE_BIN."""
     beside = os.path.join(os.path.dirname(sys.executable), "podwire")
     path = os.path.abspath(os.environ.get("PODWIRE_BIN") or beside)
     if not os.access(path, os.X_OK):
         raise FileNotFoundError(f"{path}: podwire is not installed (pip install -e .)")
-    return Contender(PODWIRE, path, "podwire", os.path.dirname(path))
+    return path
 
 
 def peer_path() -> str:
     return os.environ.get("CNI_PEER_PATH") or DEFAULT_PEER_PATH
 
 
-def peer() -> Contender | None:
-    """The Go bridge, which executes the Go host-local; None when either is missing."""
-    if peer_ipam() is None:
-        return None
-    return _peer(PEER, "bridge")
+def peers() -> list[Contender]:
+    """The Go bridge, which executes the Go host-local: plain, and with masquerading."""
+    folder = peer_path()
+    if peer_ipam() is None or not _installed(folder, "bridge"):
+        return []
+    plain = Contender(PEER, os.path.join(folder, "bridge"), "bridge", folder)
+    return [plain, plain._replace(name=MASQUERADE, options={"ipMasq": True})]
+
+
+def newer() -> list[Contender]:
+    """The Go bridge of the folder $PODWIRE_NEWER, which knows STATUS (1.5.0 or later)."""
+    folder = os.environ.get("PODWIRE_NEWER", "")
+    if not folder or not _installed(folder, "bridge"):
+        return []
+    return [Contender(NEWER, os.path.join(folder, "bridge"), "bridge", folder)]
 
 
 def peer_ipam() -> Contender | None:
-    return _peer(PEER_IPAM, "host-local")
-
-
-def _peer(name: str, plugin: str) -> Contender | None:
     folder = peer_path()
-    path = os.path.join(folder, plugin)
-    return Contender(name, path, plugin, folder) if os.access(path, os.X_OK) else None
+    if not _installed(folder, "host-local"):
+        return None
+    return Contender(PEER_IPAM, os.path.join(folder, "host-local"), "host-local", folder)
 
 
-def missing_peer() -> str:
-    return (
-        f"The Go plugins bridge and host-local are not in {peer_path()}: only podwire was measured."
-        " Install Debian's package containernetworking-plugins, or set CNI_PEER_PATH."
-    )
+def _installed(folder: str, plugin: str) -> bool:
+    return os.access(os.path.join(folder, plugin), os.X_OK)
+
+
+def missing() -> list[str]:
+    """What a reader must know about who was not there."""
+    notes = []
+    if not peers():
+        notes.append(
+            f"The Go plugins bridge and host-local are not in {peer_path()}: only podwire was"
+            " measured. Install Debian's package containernetworking-plugins, or set"
+            " CNI_PEER_PATH."
+        )
+    if not executable():
+        notes.append(
+            "There is no executable (`make build`): the wheel's script, which takes as long to"
+            " start as Python, was the agent's client."
+        )
+    return notes
 
 
 def describe(contender: Contender) -> str:
     """Which version this is, as far as it or the package system tells."""
+    environ = dict(contender.environ)
     said = subprocess.run(
-        [contender.executable], env={}, capture_output=True, text=True, check=False
+        [contender.executable], env=environ, capture_output=True, text=True, check=False
     ).stderr.strip()
     about = said.splitlines()[0] if said else contender.type
     package = _package(contender.executable)

@@ -116,8 +116,8 @@ class _Peer(_Fill):
 
 def ipam(peer: Contender | None, folder: str, pairs: int = PAIRS) -> list[Series]:
     """`pairs` pairs of add and release at each fill, and PEER_PAIRS of the peer among them."""
-    top = f"{folder}/ipam"
-    ours = [_Podwire(contenders.PODWIRE, size, f"{top}/podwire-{size}") for size in FILLS]
+    top = f"{folder}/fills"
+    ours = [_Podwire(contenders.PODWIRE_IPAM, size, f"{top}/podwire-{size}") for size in FILLS]
     ours.append(_Podwire(SCATTERED, FILLS[-1], f"{top}/scattered-{FILLS[-1]}"))
     theirs = [_Peer(peer, size, f"{top}/go-{size}") for size in FILLS] if peer else []
     for fill in (*ours, *theirs):

@@ -1,4 +1,4 @@
-"""One call of a plugin, timed, and the order of many."""
+"""Calls of a plugin, timed, and the order of many."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import select
 import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from time import monotonic, perf_counter_ns
 from typing import Any, NamedTuple, TypeVar
 
@@ -44,11 +44,19 @@ class Sample(NamedTuple):
     cpu: int
 
 
-class Budget:
-    """How long a scenario may take: BUDGET_S from its construction."""
+class Reply(NamedTuple):
+    """How an execution ended: its times, its exit status, and its stdout."""
 
-    def __init__(self) -> None:
-        self._end = monotonic() + BUDGET_S
+    sample: Sample
+    status: int
+    said: bytes
+
+
+class Budget:
+    """How long a scenario may take: BUDGET_S, or `seconds`, from its construction."""
+
+    def __init__(self, seconds: float = BUDGET_S) -> None:
+        self._end = monotonic() + seconds
 
     def spent(self, taken: int, least: int) -> bool:
         """Whether to stop; never before `least` samples were taken."""
@@ -64,47 +72,92 @@ def execute(call: Call, namespace: Namespace | None = None) -> tuple[Sample, byt
 
     Raises CallFailedError for an exit status other than 0, and after TIMEOUT_S.
     """
-    stdin, feed = os.pipe()
-    output, stdout = os.pipe()
-    try:
-        os.write(feed, json.dumps(call.config).encode())  # far below what a pipe holds
-        os.close(feed)
+    reply = execute_all([call], namespace)[0]
+    return reply.sample, succeeded(call, reply)
+
+
+def succeeded(call: Call, reply: Reply) -> bytes:
+    """What the call said on stdout. Raises CallFailedError unless its exit status is 0."""
+    if reply.status:
+        said = reply.said.decode(errors="replace").strip()
+        raise CallFailedError(f"exit {reply.status}: {said}\n{call.shell()}")
+    return reply.said
+
+
+def execute_all(calls: Sequence[Call], namespace: Namespace | None = None) -> list[Reply]:
+    """Start all calls, one right after the other, and wait for all of them.
+
+    The wall time of each is its own, from before its fork to after its exit. Calls that last
+    longer than TIMEOUT_S are killed.
+    """
+    with ExitStack() as stack:
+        runs = [_Run(call, stack) for call in calls]
         with namespace.entered() if namespace else nullcontext():
-            sample, status = _run(call, stdin, stdout)
-        os.close(stdout)
-        stdout = -1
-        said = os.read(output, _OUTPUT_BYTES)
-    finally:
-        for fd in (stdin, output, stdout):
-            if fd >= 0:
-                os.close(fd)
-    if status:
-        raise CallFailedError(
-            f"exit {status}: {said.decode(errors='replace').strip()}\n{call.shell()}"
-        )
-    return sample, said
+            for run in runs:
+                run.start()
+            _await(runs)
+        return [run.reply() for run in runs]
 
 
-def _run(call: Call, stdin: int, stdout: int) -> tuple[Sample, int]:
-    actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1)]
-    start = perf_counter_ns()
-    pid = os.posix_spawn(call.executable, [call.executable], call.environ, file_actions=actions)
-    handle = os.pidfd_open(pid)
-    try:
-        if not _ended(handle):
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-        _, status, usage = os.wait4(pid, 0)
-        end = perf_counter_ns()
-    finally:
-        os.close(handle)
-    cpu = round((usage.ru_utime + usage.ru_stime) * 1e9)
-    return Sample(end - start, cpu), os.waitstatus_to_exitcode(status)
+class _Run:
+    """One execution: pipes that are ready before it begins, then a process, then its end."""
+
+    def __init__(self, call: Call, stack: ExitStack) -> None:
+        self._call = call
+        self._stdin, feed = os.pipe()
+        stack.callback(os.close, self._stdin)
+        self._output, self._stdout = os.pipe()
+        stack.callback(os.close, self._output)
+        stack.callback(lambda: self._stdout < 0 or os.close(self._stdout))
+        try:
+            os.write(feed, json.dumps(call.config).encode())  # far below what a pipe holds
+        finally:
+            os.close(feed)
+        self._stack = stack
+        self.handle = -1
+        self._begin = self._cpu = self._end = self._status = 0
+
+    def start(self) -> None:
+        actions = [(os.POSIX_SPAWN_DUP2, self._stdin, 0), (os.POSIX_SPAWN_DUP2, self._stdout, 1)]
+        path = self._call.executable
+        self._begin = perf_counter_ns()
+        self._pid = os.posix_spawn(path, [path], self._call.environ, file_actions=actions)
+        self.handle = os.pidfd_open(self._pid)
+        self._stack.callback(os.close, self.handle)
+
+    def ended(self) -> None:
+        """Take the exit of the process, which has ended, or is about to by SIGKILL."""
+        _, status, usage = os.wait4(self._pid, 0)
+        self._end = perf_counter_ns()
+        self._cpu = round((usage.ru_utime + usage.ru_stime) * 1e9)
+        self._status = os.waitstatus_to_exitcode(status)
+
+    def reply(self) -> Reply:
+        os.close(self._stdout)
+        self._stdout = -1
+        os.set_blocking(self._output, False)  # whoever else holds the other end may keep it
+        try:
+            said = os.read(self._output, _OUTPUT_BYTES)
+        except BlockingIOError:
+            said = b""
+        return Reply(Sample(self._end - self._begin, self._cpu), self._status, said)
 
 
-def _ended(handle: int) -> bool:
+def _await(runs: Sequence[_Run]) -> None:
     poller = select.poll()
-    poller.register(handle, select.POLLIN)
-    return bool(poller.poll(TIMEOUT_S * 1000))
+    waiting = {run.handle: run for run in runs}
+    for handle in waiting:
+        poller.register(handle, select.POLLIN)
+    end = monotonic() + TIMEOUT_S
+    while waiting:
+        ready = poller.poll(max(0.0, end - monotonic()) * 1000)
+        if not ready:
+            for handle in waiting:
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            end = monotonic() + TIMEOUT_S
+        for handle, _ in ready:
+            poller.unregister(handle)
+            waiting.pop(handle).ended()
 
 
 def rotated(items: Sequence[T], turn: int) -> Iterator[T]:

@@ -49,6 +49,12 @@ class Namespace:
     def close(self) -> None:
         os.close(self._fd)
 
+    def veths(self) -> int:
+        """How many links it has besides its loopback and bridges: the host ends of pods."""
+        with self.entered(), open("/proc/thread-self/net/dev") as lines:
+            names = [line.partition(":")[0].strip() for line in lines if ":" in line]
+        return len([name for name in names if name != "lo" and name != "cni0"])
+
     @contextmanager
     def entered(self) -> Iterator[None]:
         """The calling thread, and what it starts, is in the namespace for the block."""

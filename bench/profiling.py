@@ -25,8 +25,8 @@ from bench import contenders
 from bench.contenders import Contender
 from bench.measure import Call, execute, rotated
 from bench.namespaces import Namespace
-from bench.report import milliseconds, table
-from cni_plugin.__main__ import serve
+from bench.tables import milliseconds, table
+from cni_plugin.dispatch import serve
 
 _TOP = 15
 _WARM_UPS = 2
@@ -86,7 +86,8 @@ def run(command: str, runs: int) -> int:
         node, pod = Namespace(node=True), Namespace()
         stack.callback(node.close)
         stack.callback(pod.close)
-        rig = _Rig(contenders.podwire(), node, pod, folder)
+        side = contenders.podwires()[-1].at(f"{folder}/no-agent.sock")
+        rig = _Rig(side, node, pod, folder)
         python = _interpreter(rig.contender.executable)
         sections = {
             f"Stages of {command}, whole processes": _stages(rig, python, command, runs),

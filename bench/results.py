@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Series(NamedTuple):
     """Samples of one thing, in the order they were taken.
 
     `scenario` and `what` name it ("pod", "ADD"), `contender` is who did it, `size` how many
-    reservations there were (0 where that is no question). Times are ns; `cpu` may be empty.
+    reservations, pods or calls at once there were (0 where that is no question). Times are ns;
+    `cpu` may be empty.
     """
 
     scenario: str
@@ -22,6 +23,17 @@ class Series(NamedTuple):
     wall: tuple[int, ...]
     cpu: tuple[int, ...] = ()
     size: int = 0
+
+
+class Held(NamedTuple):
+    """What an agent held after `pairs` of ADD and DEL: resident memory in KiB, open file
+    descriptors, threads."""
+
+    scenario: str
+    pairs: int
+    rss_kib: int
+    fds: int
+    threads: int
 
 
 class Results(NamedTuple):
@@ -34,6 +46,7 @@ class Results(NamedTuple):
     series: tuple[Series, ...]
     notes: tuple[str, ...] = ()
     aliases: dict[str, str] = {}  # noqa: RUF012
+    held: tuple[Held, ...] = ()
 
     def of(self, scenario: str) -> Iterator[Series]:
         return (series for series in self.series if series.scenario == scenario)
@@ -48,6 +61,7 @@ class Results(NamedTuple):
 def encode(results: Results) -> str:
     document: dict[str, Any] = {"format": FORMAT, **results._asdict()}
     document["series"] = [series._asdict() for series in results.series]
+    document["held"] = [held._asdict() for held in results.held]
     return json.dumps(document) + "\n"
 
 
@@ -60,5 +74,6 @@ def decode(text: str) -> Results:
         Series(**{**entry, "wall": tuple(entry["wall"]), "cpu": tuple(entry["cpu"])})
         for entry in document["series"]
     )
+    document["held"] = tuple(Held(**entry) for entry in document["held"])
     document["notes"] = tuple(document["notes"])
     return Results(**document)

@@ -1,28 +1,28 @@
-"""The pure parts of the benchmark: statistics, order, tables, results as JSON."""
+"""The benchmark: statistics, calls and their order, contenders, agents. Reports: another file."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import report, results, statistic
-from bench.contenders import PEER, PEER_IPAM, PODWIRE, bridge_config
-from bench.ipam import FILLS, SCATTERED
-from bench.measure import Call, CallFailedError, execute, rotated
+from bench import agents, contenders, measure, scenarios, statistic
+from bench.contenders import AGENT, ALONE, MASQUERADE, PEER, WHEEL, Contender, bridge_config
+from bench.measure import Call, CallFailedError, execute, execute_all, rotated
+from bench.nodes import Place
 from bench.profiling import Import, parse_importtime
-from bench.results import Results, Series
 
 _times = st.lists(st.integers(min_value=1, max_value=10**12), min_size=1, max_size=50)
-MS = 1_000_000
-
-
-def _results(*series: Series, **more: object) -> Results:
-    fields = {"machine": {"kernel": "Linux"}, "contenders": {}, "commands": {}}
-    return Results(**{**fields, "series": series, **more})
+GO = Contender(PEER, "/usr/lib/cni/bridge", "bridge", "/usr/lib/cni")
+PODWIRE = Contender(AGENT, "/opt/podwire", "podwire", "/opt", agent=True)
 
 
 # --- statistics -------------------------------------------------------------------------------
@@ -110,110 +110,165 @@ def test_ranges_follow_the_families():
     assert [entries[0]["subnet"] for entries in sets] == ["10.244.0.0/16", "fd00:10:244::/64"]
 
 
-# --- tables -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("ns", "expected"), [(85_400, "0.085"), (1_234_000, "1.23"), (104_560_000, "104.6")]
-)
-def test_milliseconds(ns, expected):
-    assert report.milliseconds(ns) == expected
-
-
-def test_table_is_aligned():
-    assert report.table(("name", "ms"), [("a", "1.5"), ("long name", "10")]).splitlines() == [
-        "| name      |  ms |",
-        "| --------- | --: |",
-        "| a         | 1.5 |",
-        "| long name |  10 |",
-    ]
-
-
-def _cells(text: str, row: str) -> list[str]:
-    line = next(line for line in text.splitlines() if line.startswith(f"| {row} "))
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def test_processes_are_held_against_the_peer():
-    found = _results(
-        Series("pod", "ADD", PODWIRE, (30 * MS, 40 * MS, 50 * MS), (MS, MS, MS)),
-        Series("pod", "ADD", PEER, (10 * MS, 10 * MS, 20 * MS), (MS, MS, MS)),
+def test_calls_at_once_overlap_and_keep_their_own_times_and_ends(tmp_path):
+    """The slow one is started first and ends last; each wall time is its own."""
+    slow, quick, failing = (
+        _script(tmp_path, name, text)
+        for name, text in (
+            ("slow", "sleep 0.4; cat"),
+            ("quick", "cat"),
+            ("failing", "echo no; exit 3"),
+        )
     )
-    text = report.processes(found, "pod")
-    assert _cells(text, f"ADD, {PODWIRE}")[1:] == [
-        *("3", "30.0", "40.0", "50.0", "1.00", "4.00", "3.00")
-    ]
-    assert _cells(text, f"ADD, {PEER}")[-2:] == ["", ""]
-    assert report.processes(found, "dual") == ""
+    calls = [Call(path, {}, {"name": path}) for path in (slow, quick, failing)]
+    replies = execute_all(calls)
+    assert [reply.status for reply in replies] == [0, 0, 3]
+    assert [json.loads(reply.said)["name"] for reply in replies[:2]] == [slow, quick]
+    assert replies[2].said == b"no\n"
+    assert replies[0].sample.wall >= 400_000_000 > replies[1].sample.wall
 
 
-def test_without_a_peer_there_is_no_ratio():
-    text = report.processes(_results(Series("pod", "DEL", PODWIRE, (MS,))), "pod")
-    assert _cells(text, f"DEL, {PODWIRE}")[-3:] == ["", "", ""]
+def _script(folder: Path, name: str, text: str) -> str:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{text}\n")
+    path.chmod(0o700)
+    return str(path)
 
 
-def _ipam_series() -> list[Series]:
-    series = [Series("ipam", "VERSION", PEER_IPAM, (3 * MS,), size=size) for size in FILLS]
-    for what in ("add", "release"):
-        series.append(Series("ipam", what, SCATTERED, (MS // 5,), size=FILLS[-1]))
-        for number, size in enumerate(FILLS):
-            ours = MS // 10 + number * MS // 100
-            series.append(Series("ipam", what, PODWIRE, (ours,), size=size))
-            series.append(Series("ipam", what, PEER_IPAM, ((4 + 10 * number) * MS,), size=size))
-    return series
+def test_a_call_that_lasts_too_long_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "TIMEOUT_S", 0.2)
+    call = Call(_script(tmp_path, "hanging", "exec sleep 60"), {}, {})
+    assert execute_all([call])[0].status == -signal.SIGKILL
 
 
-def test_ipam_by_reservations():
-    text = report.ipam(_results(*_ipam_series()))
-    assert _cells(text, f"add, {PODWIRE} ")[1:] == ["0.100", "0.110", "0.120", "0.130", "1.30"]
-    assert _cells(text, f"add, {SCATTERED}")[1:] == ["", "", "", "0.200", ""]
-    # less the start of a process, 3 ms
-    assert _cells(text, f"add, {PEER_IPAM}")[1:] == ["1.00", "11.0", "21.0", "31.0", "31"]
-    assert report.ipam(_results()) == ""
+def test_an_output_that_somebody_else_keeps_open_is_not_waited_for(tmp_path):
+    """What a call starts in the background may hold its stdout."""
+    call = Call(_script(tmp_path, "parent", "echo here; sleep 5 2>&- &"), {}, {})
+    sample, said = execute(call)
+    assert said == b"here\n"
+    assert sample.wall < 4_000_000_000
 
 
-def test_a_peer_that_took_no_longer_than_its_start():
-    """Noise may make the difference negative; then there is nothing to divide by."""
-    found = _results(
-        Series("ipam", "VERSION", PEER_IPAM, (3 * MS,), size=10),
-        Series("ipam", "add", PEER_IPAM, (2 * MS,), size=10),
-        Series("ipam", "VERSION", PEER_IPAM, (3 * MS,), size=60_000),
-        Series("ipam", "add", PEER_IPAM, (12 * MS,), size=60_000),
-    )
-    assert _cells(report.ipam(found), f"add, {PEER_IPAM}")[1:] == ["~0", "9.00", ""]
+def test_a_budget_ends_a_scenario_but_not_before_the_least():
+    assert measure.Budget(seconds=-1).spent(5, least=5)
+    assert not measure.Budget(seconds=-1).spent(4, least=5)
+    assert not measure.Budget(seconds=60).spent(500, least=5)
 
 
-def test_ipam_without_a_peer():
-    ours = [series for series in _ipam_series() if series.contender != PEER_IPAM]
-    assert PEER_IPAM not in report.ipam(_results(*ours))
+# --- contenders -------------------------------------------------------------------------------
 
 
-def test_page_names_no_path_of_this_machine():
-    found = _results(
-        *_ipam_series(),
-        commands={"ADD": "env -i /secret/bin/podwire"},
-        aliases={"/secret/bin": ".venv/bin"},
-        notes=("a note",),
-    )
-    page = report.page(found)
-    assert "env -i .venv/bin/podwire" in page
-    assert "/secret" not in page
-    assert "a note" in page
-    assert "/secret/bin/podwire" in report.text(found)
+def test_everyone_gets_the_same_configuration_but_for_its_own():
+    config = bridge_config("/d", (4,))
+    masquerade = GO._replace(name=MASQUERADE, options={"ipMasq": True})
+    calls = [side.call("ADD", config, "pod", "/netns") for side in (PODWIRE, GO, masquerade)]
+    assert [call.config["type"] for call in calls] == ["podwire", "bridge", "bridge"]
+    assert [call.config["ipMasq"] for call in calls] == [False, False, True]
+    rest = [{**call.config, "type": "", "ipMasq": ""} for call in calls]
+    assert rest[0] == rest[1] == rest[2]
 
 
-# --- results and profiles ---------------------------------------------------------------------
+def test_a_socket_is_for_podwire_alone():
+    assert GO.at("/s", "/r") == GO
+    call = PODWIRE.at("/s", "/r").version()
+    assert call.environ["PODWIRE_SOCKET"] == "/s"
+    assert call.environ["PODWIRE_RUNTIME"] == "/r"
+    assert "PODWIRE_RUNTIME" not in PODWIRE.at("/s").version().environ
 
 
-def test_results_survive_json():
-    found = _results(*_ipam_series(), commands={"a": "b"}, notes=("c",), aliases={"d": "e"})
-    assert results.decode(results.encode(found)) == found
+def test_status_is_asked_in_the_version_that_has_it():
+    call = GO.status(bridge_config("/d", (4,)))
+    assert call.config["cniVersion"] == "1.1.0"
+    assert call.environ["CNI_COMMAND"] == "STATUS"
+    assert "CNI_CONTAINERID" not in call.environ
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"format": 0}', "nonsense"])
-def test_other_json_is_refused(text):
-    with pytest.raises(ValueError, match=r"format|Expecting"):
-        results.decode(text)
+def test_with_an_executable_it_is_the_agents_client_and_alone(monkeypatch):
+    monkeypatch.setenv("PODWIRE_EXECUTABLE", "/bin/cat")
+    found = {side.name: side for side in contenders.podwires()}
+    assert list(found) == [AGENT, ALONE, WHEEL]
+    assert found[AGENT].executable == found[ALONE].executable == "/bin/cat"
+    assert [side.name for side in found.values() if side.agent] == [AGENT]
+    assert found[WHEEL].executable != "/bin/cat"
+
+
+def test_an_executable_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setenv("PODWIRE_EXECUTABLE", "/nowhere/podwire")
+    with pytest.raises(FileNotFoundError, match="/nowhere/podwire"):
+        contenders.podwires()
+
+
+def test_without_the_peer_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("CNI_PEER_PATH", str(tmp_path))
+    monkeypatch.setenv("PODWIRE_EXECUTABLE", "/bin/cat")
+    assert contenders.peers() == []
+    (note,) = contenders.missing()
+    assert str(tmp_path) in note
+
+
+def test_the_newer_peer_is_named_by_a_variable(monkeypatch, tmp_path):
+    monkeypatch.delenv("PODWIRE_NEWER", raising=False)
+    assert contenders.newer() == []
+    monkeypatch.setenv("PODWIRE_NEWER", str(tmp_path))
+    assert contenders.newer() == []
+    _script(tmp_path, "bridge", "exit 0")
+    assert [side.executable for side in contenders.newer()] == [str(tmp_path / "bridge")]
+
+
+def test_every_scenario_but_soak_is_measured_by_default():
+    assert set(scenarios.SCENARIOS) - set(scenarios.DEFAULT) == {"soak"}
+
+
+def test_a_place_gives_each_folder_once(tmp_path):
+    place = Place(str(tmp_path))
+    folders = [place.new("podwire"), place.new("podwire"), place.runtime]
+    assert len(set(folders)) == 3
+    assert all(os.stat(folder).st_mode & 0o777 == 0o700 for folder in folders)
+
+
+# --- agents -----------------------------------------------------------------------------------
+
+
+def test_nobody_serves_where_no_socket_is(tmp_path):
+    path = str(tmp_path / "agent.sock")
+    assert agents.server(path) is None
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(path)  # and does not listen
+        assert agents.server(path) is None
+    agents.end_server(path)
+
+
+_LISTENER = """
+import socket, sys, time
+s = socket.socket(socket.AF_UNIX)
+s.bind(sys.argv[1])
+s.listen()
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_who_serves_is_found_and_ended(tmp_path):
+    path = str(tmp_path / "agent.sock")
+    with subprocess.Popen(
+        [sys.executable, "-c", _LISTENER, path], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert agents.server(path) == process.pid
+        agents.end_server(path)
+        assert process.wait() == -signal.SIGTERM
+
+
+def test_usage_is_of_the_process_asked_for():
+    found = agents.usage(os.getpid())
+    assert found.rss_kib > 1_000
+    with open(os.devnull):
+        assert agents.usage(os.getpid()).fds == found.fds + 1
+    assert found.threads >= 1
+
+
+# --- profiles -------------------------------------------------------------------------------
 
 
 def test_importtime_is_parsed():

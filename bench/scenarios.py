@@ -1,0 +1,105 @@
+"""What can be measured, by name; and a whole run of some of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from time import monotonic
+from typing import NamedTuple
+
+from bench import contenders, crowd, demand, ipam, machine, namespaces, pods, soak
+from bench.contenders import Contender
+from bench.nodes import Place
+from bench.results import Held, Results, Series
+
+Found = tuple[list[Series], list[Held]]
+
+
+class _Scenario(NamedTuple):
+    """`measure` gets the contenders, a place for files, and how often each is called."""
+
+    measure: Callable[[Sequence[Contender], Place, int], Found]
+    root: bool = True  # makes network namespaces
+    default: bool = True
+
+
+def _only_series(measure: Callable[[Sequence[Contender], Place, int], list[Series]]) -> _Scenario:
+    return _Scenario(lambda sides, place, runs: (measure(sides, place, runs), []))
+
+
+SCENARIOS: Mapping[str, _Scenario] = {
+    "version": _only_series(pods.versions)._replace(root=False),
+    "status": _only_series(pods.statuses),
+    "pod": _only_series(lambda sides, place, runs: pods.pods(sides, place, runs, "pod", (4,))),
+    "dual": _only_series(lambda sides, place, runs: pods.pods(sides, place, runs, "dual", (4, 6))),
+    "check": _only_series(pods.checks),
+    "parallel": _only_series(crowd.parallel),
+    "full": _Scenario(crowd.full),
+    "thousand": _only_series(crowd.thousand),
+    "demand": _only_series(demand.demand),
+    "ipam": _only_series(
+        lambda _, place, __: ipam.ipam(contenders.peer_ipam(), place.new("ipam"))
+    )._replace(root=False),
+    "soak": _Scenario(lambda sides, place, _: soak.soak(sides, place), default=False),
+}
+DEFAULT = tuple(name for name, scenario in SCENARIOS.items() if scenario.default)
+
+
+def run(wanted: Sequence[str], runs: int, directory: str | None) -> Results:
+    """Measure the scenarios of these names, one after the other.
+
+    `directory`, if given, takes the files, which lie in memory otherwise.
+    """
+    sides = contenders.everyone()
+    notes = contenders.missing()
+    if os.geteuid() != 0:
+        notes.append("Calls with pods were not measured: network namespaces need root.")
+        wanted = [name for name in wanted if not SCENARIOS[name].root]
+    series: list[Series] = []
+    held: list[Held] = []
+    begin = monotonic()
+    with _folder(directory) as folder:
+        about = machine.describe(folder)
+        place = Place(folder)
+        for name in wanted:
+            print(f"{monotonic() - begin:4.0f} s  measuring {name}", file=sys.stderr, flush=True)
+            more, looks = SCENARIOS[name].measure(sides, place, runs)
+            series += more
+            held += looks
+        peer_ipam = contenders.peer_ipam() if "ipam" in wanted else None
+        described = [*sides, *contenders.newer(), *([peer_ipam] if peer_ipam else [])]
+        versions = {s.name: contenders.describe(s.at("", place.runtime)) for s in described}
+    about["load at the end"] = machine.load()
+    about["duration"] = f"{monotonic() - begin:.0f} s"
+    return Results(
+        machine=about,
+        contenders=versions,
+        commands=_commands(sides, peer_ipam),
+        series=tuple(series),
+        notes=tuple(notes),
+        aliases=_aliases(sides),
+        held=tuple(held),
+    )
+
+
+def _folder(directory: str | None) -> AbstractContextManager[str]:
+    if directory is None and os.geteuid() == 0:
+        return namespaces.memory()
+    return tempfile.TemporaryDirectory(prefix="podwire-bench-", dir=directory)
+
+
+def _commands(sides: Sequence[Contender], peer_ipam: Contender | None) -> dict[str, str]:
+    found = pods.commands(sides)
+    if peer_ipam is not None:
+        found |= ipam.commands(peer_ipam)
+    return found
+
+
+def _aliases(sides: Sequence[Contender]) -> dict[str, str]:
+    """What stands for the folders of this machine in a page."""
+    built = contenders.executable()
+    names = {side.executable for side in sides if side.ours}
+    return {os.path.dirname(path): "build" if path == built else ".venv/bin" for path in names}
