@@ -11,11 +11,11 @@ import atexit
 import gc
 import os
 import sys
-from typing import NoReturn
 
 from cni_plugin import client
 from cni_plugin.dispatch import complain, serve
 from cni_plugin.spec import SUPPORTED_VERSIONS
+from cni_plugin.typed import NoReturn
 from cni_plugin.version import VERSION
 
 _IPAM_NAME = "podwire-ipam"
@@ -55,10 +55,10 @@ def _answer(ipam: bool, stdin: bytes | None) -> int:
     except OSError as e:
         complain(f"podwire: can't write the reply to stdout: {e.strerror}\n")
         return 1
-    if b'"auto"' in given:
+    if status == 0 and not signals and os.environ["CNI_COMMAND"] == "ADD" and b'"auto"' in given:
         from cni_plugin import on_demand
 
-        on_demand.start_if_wanted(given)
+        on_demand.start_if_wanted(given, os.environ)
     return status
 
 

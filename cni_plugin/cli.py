@@ -16,6 +16,7 @@ from click.shell_completion import get_completion_class
 
 from cni_plugin.spec import SUPPORTED_VERSIONS, CniError
 from cni_plugin.tool_agent import agent
+from cni_plugin.tool_install import install, uninstall
 from cni_plugin.tool_ipam import ipam
 from cni_plugin.tool_lab import lab
 from cni_plugin.tool_output import of_system, show_error
@@ -87,5 +88,5 @@ def completion(shell: str | None) -> None:
     click.echo(kind(podwire, {}, _NAME, COMPLETE_VARIABLE).source())
 
 
-for _command in (status, routes, ipam, agent, lab):
+for _command in (status, routes, ipam, agent, lab, install, uninstall):
     podwire.add_command(_command)

@@ -31,6 +31,7 @@ TOTAL_MS = 110_000  # a kubelet gives up after 120 s, and more with a sandbox
 _CNI_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 _IO_FAILURE, _TRY_AGAIN_LATER, _PERMISSION_DENIED = 5, 11, 110  # codes of cni_plugin.spec
 _PIECE = 65536
+_JSON_SPACE = b" \t\r\n"
 _HOME = "/proc/self/ns/net"
 
 
@@ -106,13 +107,8 @@ def read_stdin() -> bytes:
 
 def variable(environ: bytes, name: str) -> str:
     """The value of an environment variable as text, "" when it is not set."""
-    key = b"\0" + name.encode() + b"="
-    start = (b"\0" + environ).find(key)
-    if start < 0:
-        return ""
-    value = environ[start + len(key) - 1 :]
     try:
-        return value[: value.find(b"\0")].decode()
+        return _value(environ, name).decode()
     except UnicodeError:
         return "\ufffd"
 
@@ -127,12 +123,18 @@ def error_document(failure: FailureError, stdin: bytes) -> bytes:
 
 def _version(stdin: bytes) -> bytes | None:
     """The reply to VERSION; None where the configuration is not the one that runtimes send."""
-    text = b"".join(stdin.split())
+    text = stdin.strip(_JSON_SPACE)
     version = b"1.1.0"
     if text:
-        before, after = b'{"cniVersion":"', b'"}'
-        version = text[len(before) : -len(after)]
-        if text != before + version + after or not _plain(version):
+        before, after = b'{"cniVersion":', b"}"
+        quoted = text[len(before) : -len(after)].strip(_JSON_SPACE)
+        version = quoted[1:-1]
+        if (
+            not text.startswith(before)
+            or not text.endswith(after)
+            or quoted != b'"' + version + b'"'
+            or not _plain(version)
+        ):
             return None
     supported = '", "'.join(_CNI_VERSIONS).encode()
     return b'{"cniVersion": "' + version + b'", "supportedVersions": ["' + supported + b'"]}\n'
@@ -143,10 +145,19 @@ def _plain(version: bytes) -> bool:
     return version != b"" and all(byte in b"0123456789." for byte in version)
 
 
+def _value(environ: bytes, name: str) -> bytes:
+    key = b"\0" + name.encode() + b"="
+    start = (b"\0" + environ).find(key)
+    if start < 0:
+        return b""
+    start += len(key) - 1
+    return environ[start : environ.find(b"\0", start)]
+
+
 def _cni_version(stdin: bytes) -> str:
     try:
         version = json.loads(stdin)["cniVersion"]
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, RuntimeError):  # nested too deeply
         return _CNI_VERSIONS[-1]
     return version if version in _CNI_VERSIONS else _CNI_VERSIONS[-1]
 
@@ -161,7 +172,7 @@ def _socket_path(environ: bytes, stdin: bytes) -> str:
         return path
     try:
         conf = json.loads(stdin)
-    except ValueError:
+    except (ValueError, RuntimeError):  # the latter: nested too deeply
         return path
     if not isinstance(conf, dict):
         return path
@@ -174,7 +185,7 @@ def _socket_path(environ: bytes, stdin: bytes) -> str:
 def _round_trip(connection: int, path: str, ipam: bool, environ: bytes, stdin: bytes) -> int:
     """Send the request, pass the reply on: the exit status. Raises _DeclinedError, FailureError."""
     _refuse_stranger(connection, path)
-    netns, errno = _open_netns(variable(environ, "CNI_NETNS"))
+    netns, errno = _open_netns(_value(environ, "CNI_NETNS"))
     try:
         home = sysio.inode(_HOME)
         request = wire.request(ipam, errno, home, VERSION, environ, stdin)
@@ -186,8 +197,9 @@ def _round_trip(connection: int, path: str, ipam: bool, environ: bytes, stdin: b
             sysio.close(netns)
     status, body = _reply(connection, path)
     status = say(body, status)
-    if status == 0 and body:
-        _confirm(connection)
+    if status == 0 and body and not _confirm(connection):
+        complain("podwire: the result was taken too late: the agent has undone it\n")
+        return 1
     return status
 
 
@@ -201,7 +213,7 @@ def _refuse_stranger(connection: int, path: str) -> None:
         )
 
 
-def _open_netns(path: str) -> tuple[int, int]:
+def _open_netns(path: bytes) -> tuple[int, int]:
     """(descriptor, 0), or (-1, errno); (-1, 0) when none was named."""
     if not path:
         return -1, 0
@@ -209,8 +221,6 @@ def _open_netns(path: str) -> tuple[int, int]:
         return sysio.open_path(path), 0
     except OSError as e:
         return -1, e.errno or 5
-    except ValueError:  # a zero byte: no path at all
-        return -1, 22
 
 
 def _reply(connection: int, path: str) -> tuple[int, bytes]:
@@ -269,12 +279,19 @@ def _lost(path: str, reason: str) -> FailureError:
     )
 
 
-def _confirm(connection: int) -> None:
-    """Tell the agent that the result has been delivered: without that it takes an ADD back."""
+def _confirm(connection: int) -> bool:
+    """Tell the agent that the result has been delivered: without that it takes an ADD back.
+
+    False when it did not wait any longer. One that has ended takes nothing back.
+    """
     try:
         sysio.send(connection, wire.CONFIRMATION)
     except OSError:
-        pass  # it ended meanwhile: nobody is left to take anything back
+        try:
+            return sysio.read(connection, 1) != wire.UNDONE
+        except OSError as e:
+            return e.errno != 11  # EAGAIN: it lives, and what it does is unknown
+    return True
 
 
 def say(body: bytes, status: int) -> int:

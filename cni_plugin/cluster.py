@@ -7,13 +7,13 @@ inventory there is no cluster, and nothing here is called.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from cni_plugin.kernel import observe
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.nodelock import node_lock
 from cni_plugin.kernel.routetable import KernelRouteTable
 from cni_plugin.spec import IPInterface, IPNetwork
+from cni_plugin.typed import NamedTuple
 from ipam import inventory as inventories
 from ipam import overlaps, routes
 from ipam.inventory import Inventory, Node

@@ -61,22 +61,27 @@ def run_ipam(request: Request, node: Node) -> bytes:
 def _add(request: Request, node: Node) -> bytes:
     conf = netconf.parse(request)
     privileges.require()
-    with sandbox(node, request.netns) as fd:
+    with sandbox(node, request.netns) as fd, attach.entered(fd) as pod:
         nodes = cluster_of(conf, node)
         source = leases_of(request, node, nodes)
-        attach.refuse_existing(fd, request.attachment.ifname)
+        attach.refuse_existing(pod, request.attachment.ifname)
         with all_or_nothing() as undo:
             leased = source.add()
             undo.callback(source.delete)
             _refuse_no_address(conf, leased)
             plan = datapath.plan(conf, request.attachment, leased, source.gateways())
-            applied = attach.attach(node.route_socket, plan, fd, undo)
+            applied = attach.attach(node.host, pod, plan, undo)
             reply = results.encode_result(
                 datapath.result(conf, plan, request.netns, applied), request.version
             )
             if nodes:
                 cluster.sync(nodes, node.route_socket)
-            return node.hand_over(reply)
+            if not node.goes_on:
+                attach.announce(node.host, pod, plan)
+            left = node.hand_over(reply)
+        if node.goes_on:
+            attach.announce(node.host, pod, plan)
+        return left
 
 
 def _refuse_no_address(conf: NetConf, leased: Result) -> None:
@@ -96,8 +101,10 @@ def _delete(request: Request, node: Node) -> bytes:
     with ExitStack() as stack:
         sandbox = stack.enter_context(_sandbox_if_any(node, request.netns))
         node.remove_link(names.host_veth_name(request.network, request.attachment))
-        if sandbox is not None and (_listed(request) or source.holds()):
-            detach.remove_pod_link(sandbox, request.attachment.ifname)
+        if sandbox is not None:
+            detach.remove_pod_link(
+                sandbox, request.attachment.ifname, lambda: _listed(request) or source.holds()
+            )
     source.delete()
     return b""
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_network
-from typing import NamedTuple
 
 from cni_plugin import names
 from cni_plugin.netconf import NetConf
@@ -28,6 +27,7 @@ from cni_plugin.spec import (
     Result,
     Route,
 )
+from cni_plugin.typed import NamedTuple
 
 SCOPE_LINK = 253  # RT_SCOPE_LINK, include/uapi/linux/rtnetlink.h
 _IPV6_MIN_MTU = 1280  # RFC 8200, section 5
@@ -216,9 +216,12 @@ def _gateway_addresses(ips: tuple[IPConfig, ...]) -> Iterator[IPInterface]:
             yield IPv6Interface((int(ip.gateway), prefix))
 
 
+_DEFAULT = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+
+
 def default_network(version: int) -> IPNetwork:
     """0.0.0.0/0 or ::/0."""
-    return ip_network("0.0.0.0/0" if version == 4 else "::/0")
+    return _DEFAULT[version]
 
 
 def _default_routes(

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from cni_plugin.execute import execute
 from cni_plugin.fields import Fields, shown
 from cni_plugin.results import decode_result
 from cni_plugin.spec import SUPPORTED_VERSIONS, CniError, Code, Request, Result
+from cni_plugin.typed import Any
 
-_NESTED = "PODWIRE_NESTED"  # set for delegates: podwire as its own delegate would never end
+NESTED = "PODWIRENESTED"  # set for delegates: podwire as its own delegate would never end
 
 
 class Delegate:
@@ -63,14 +63,14 @@ class Delegate:
 
     def _run(self, command: str) -> Mapping[str, Any]:
         """Execute the plugin; its stdout as JSON for ADD, {} otherwise."""
-        if self._environ.get(_NESTED):
+        if self._environ.get(NESTED):
             raise CniError(
                 Code.INVALID_CONFIG,
                 f"ipam.type: {self._kind} is podwire itself, under another name",
                 "podwire's own IPAM is ipam.type host-local",
             )
         executable = self._executable()
-        environ = {**self._environ, "CNI_COMMAND": command, _NESTED: "1"}
+        environ = {**self._environ, "CNI_COMMAND": command, NESTED: "1"}
         # Only an ADD is given up for a signal: the others clean up, or take no time.
         interrupted = self._interrupted if command == "ADD" else lambda: False
         try:

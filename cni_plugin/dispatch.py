@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from cni_plugin import skel
 from cni_plugin.spec import CniError, Code
+from cni_plugin.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cni_plugin.node import Resident

@@ -8,10 +8,10 @@ section 2, CHECK).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from cni_plugin.datapath import SCOPE_LINK, Bridge, HostVeth, PodLink, PodNetwork
 from cni_plugin.spec import IPAddress, IPInterface, IPNetwork, Route
+from cni_plugin.typed import NamedTuple
 
 
 class LinkState(NamedTuple):

@@ -1,10 +1,25 @@
-"""How podwire can start itself again."""
+"""How podwire is started again: by the agent on demand, by `install`, and by the lab."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 
+def single_file() -> str:
+    """The path of the self-contained executable that this process comes from, "" when it comes
+    from a wheel. launcher/unpack.py passes it on."""
+    path = sys._xoptions.get("podwire", "")
+    return path if isinstance(path, str) else ""
+
+
 def path() -> list[str]:
-    """The first arguments of a command that runs podwire."""
+    """The command line to which arguments can be appended: podwire as it runs now."""
+    alone = single_file()
+    if alone:
+        return [alone]
+    beside = os.path.join(os.path.dirname(sys.executable), "podwire")
+    for script in (os.path.abspath(sys.argv[0]), beside):
+        if os.path.basename(script) == "podwire" and os.access(script, os.X_OK):
+            return [script]
     return [sys.executable, "-m", "cni_plugin"]

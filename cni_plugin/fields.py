@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
 from json import dumps
-from typing import Any
 
 from cni_plugin.spec import CniError, Code, IPAddress, IPInterface, IPNetwork
+from cni_plugin.typed import Any
 
 _SHOWN = 80  # characters of an offending value that a message repeats
 

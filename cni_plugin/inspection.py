@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from cni_plugin import cluster, datapath, leases, netconf, results, skel
 from cni_plugin.drift import drift
 from cni_plugin.fields import Fields
 from cni_plugin.kernel import bridge, observe, privileges
 from cni_plugin.node import Node, cluster_of, leases_of, sandbox
 from cni_plugin.spec import CniError, Code, Request, Result, Route
+from cni_plugin.typed import NamedTuple
 
 # --- CHECK ------------------------------------------------------------------------------------
 

@@ -7,14 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from ipaddress import ip_interface
-from typing import Protocol
 
 from cni_plugin.delegate import Delegate
 from cni_plugin.netconf import ipam_type
 from cni_plugin.spec import Attachment, IPAddress, IPInterface, IPNetwork, Request, Result
+from cni_plugin.typed import Protocol
 from ipam import config, host_local
-from ipam.ranges import Range
 
 IN_PROCESS = ("host-local", "podwire-ipam")
 
@@ -83,17 +81,7 @@ class _HostLocal:
         return host_local.holds(self._place, self._request.attachment)
 
     def gateways(self) -> tuple[IPInterface, ...]:
-        return tuple(
-            ip_interface(f"{entry.gateway}/{_gateway_prefix(entry)}")
-            for range_set in self._strict.range_sets
-            for entry in range_set
-        )
-
-
-def _gateway_prefix(entry: Range) -> int:
-    """The prefix under which the bridge has a range's gateway: see `datapath`."""
-    subnet = entry.subnet
-    return subnet.prefixlen if entry.gateway in subnet else subnet.max_prefixlen
+        return self._strict.gateways
 
 
 class _Delegated:

@@ -1,7 +1,8 @@
 """A podwire network configuration, typed: every option, and every error that names its field.
 
 The option names are those of the Go bridge plugin and keep their meaning; podwire's own are
-`mode`, `nodes` and `nodeName`. What an option means to a reader is in docs/config.md.
+`mode`, `nodes`, `nodeName`, `agent`, `agentSocket` and `agentIdle`. What an option means to a
+reader is in docs/config.md. The last three are acted on by the client and by `on_demand`.
 
 `parse` is for ADD, CHECK and STATUS: it takes the whole configuration and refuses what is wrong.
 DEL and GC do without it. They need no more than `Request.network`, `ipam_type` and ipam.dataDir,
@@ -12,19 +13,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
 
 from cni_plugin.fields import Fields, as_object, invalid, shown
+from cni_plugin.memo import Memo
 from cni_plugin.results import decode_dns, decode_result
 from cni_plugin.skel import ifname_problem
 from cni_plugin.spec import DNS, CniError, Code, Request, Result
+from cni_plugin.typed import Any, NamedTuple
 
 DEFAULT_BRIDGE = "cni0"
 MODES = ("bridge", "ptp")
+ON_DEMAND = "auto"
+AGENTS = ("", ON_DEMAND, "never")
+_IDLE_S, _LONGEST_IDLE_S = 300, 86_400
 _MTU_LOW, _MTU_HIGH = 68, 65535  # RFC 791 and the kernel's limit for veth
 _MAC = re.compile(
     r"[0-9a-f]{2}(?:([:-])[0-9a-f]{2})(?:\1[0-9a-f]{2}){4}|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2}"
 )
+_LONGEST_SOCKET_PATH = 107  # bytes; sun_path of unix(7), less the zero at its end
 _NO_SEPARATORS = str.maketrans("", "", ":-.")
 
 
@@ -50,13 +56,32 @@ class NetConf(NamedTuple):
     prev_result: Result | None
 
 
+class AgentConf(NamedTuple):
+    """`mode` is one of AGENTS, `socket` "" for the usual one; `idle_s`: seconds without a call
+    after which an agent that was started on demand ends."""
+
+    mode: str
+    socket: str
+    idle_s: int
+
+
 def parse(request: Request) -> NetConf:
     """The configuration of a request.
 
     Raises CniError: 2 for an option that podwire does not have (yet), 7 for a wrong value.
     """
+    asked = request.cni_args.get("MAC", "")
+    conf: NetConf = _KNOWN.of(lambda: _parse(request), request.config, request.network, asked)
+    return conf
+
+
+_KNOWN = Memo()
+
+
+def _parse(request: Request) -> NetConf:
     fields = Fields(request.conf)
     _refuse_unsupported(fields)
+    agent(fields)
     mode = fields.text("mode", MODES[0])
     if mode not in MODES:
         raise invalid("mode", mode, f"expected one of {', '.join(MODES)}")
@@ -133,6 +158,26 @@ def _asks_nothing(value: object) -> bool:
     if isinstance(value, dict):
         return not any(value.values())
     return value is None or value is False or value == 0 or value in ("", [])
+
+
+def agent(fields: Fields) -> AgentConf:
+    """What a configuration says about agents. Raises CniError 7 for a wrong value."""
+    mode = fields.text("agent")
+    if mode not in AGENTS:
+        raise invalid("agent", mode, 'expected "auto", "never" or "" (an agent that runs serves)')
+    path = fields.text("agentSocket")
+    if path and not _is_socket_path(path):
+        wanted = f"expected an absolute path of at most {_LONGEST_SOCKET_PATH} bytes"
+        raise invalid("agentSocket", path, wanted)
+    return AgentConf(mode, path, fields.integer("agentIdle", 1, _LONGEST_IDLE_S) or _IDLE_S)
+
+
+def _is_socket_path(path: str) -> bool:
+    try:
+        encoded = path.encode()
+    except UnicodeError:  # JSON can write halves of characters
+        return False
+    return path[0] == "/" and "\0" not in path and len(encoded) <= _LONGEST_SOCKET_PATH
 
 
 def _bridge_name(fields: Fields) -> str:

@@ -6,26 +6,27 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import NamedTuple
 
 from cni_plugin import cluster, leases
 from cni_plugin.kernel import detach
+from cni_plugin.kernel.attach import Host, host
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.netns import open_sandbox
 from cni_plugin.netconf import NetConf
 from cni_plugin.spec import CniError, Code, Request
+from cni_plugin.typed import NamedTuple
 
 
 class Resident(NamedTuple):
     """What an agent lends to a call that it serves; all of it stays the agent's.
 
     `open_sandbox` opens the network namespace that the runtime named by a path: the caller closes
-    it. `route_socket` is of the node's own namespace. `remove_link` deletes a host veth by name,
-    and returns when it is gone; it raises CniError 104 when the kernel refuses.
+    it. `host` is the worker's own way to the node's kernel. `remove_link` deletes a host veth by
+    name, and returns when it is gone; it raises CniError 104 when the kernel refuses.
     """
 
     open_sandbox: Callable[[str], int]
-    route_socket: RouteSocket
+    host: Host
     remove_link: Callable[[str], None]
 
 
@@ -47,16 +48,25 @@ class Node:
         self.interrupted = interrupted
         self._deliver = deliver
         self._resident = resident
-        self._route_socket: RouteSocket | None = None
+        self._host: Host | None = None
+
+    @property
+    def host(self) -> Host:
+        """The way to the kernel of the node's own network namespace, opened when first needed."""
+        if self._resident is not None:
+            return self._resident.host
+        if self._host is None:
+            self._host = host()
+        return self._host
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is time after the result has been handed over: in an agent there is."""
+        return self._resident is not None
 
     @property
     def route_socket(self) -> RouteSocket:
-        """The socket of the node's own network namespace, opened when first needed."""
-        if self._resident is not None:
-            return self._resident.route_socket
-        if self._route_socket is None:
-            self._route_socket = RouteSocket()
-        return self._route_socket
+        return self.host.route_socket
 
     def hand_over(self, reply: bytes) -> bytes:
         """Deliver the result of an ADD while it can still be undone; what is left to write.
@@ -91,9 +101,9 @@ class Node:
         return opened(path)
 
     def close(self) -> None:
-        if self._route_socket is not None:
-            self._route_socket.close()
-            self._route_socket = None
+        if self._host is not None:
+            self._host.close()
+            self._host = None
 
 
 @contextmanager

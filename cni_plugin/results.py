@@ -6,8 +6,6 @@ specification lets it, and is an error where the pod would be told wrong.
 
 from __future__ import annotations
 
-from typing import Any
-
 from cni_plugin.fields import Fields, as_interface, invalid
 from cni_plugin.skel import at_least, to_json
 from cni_plugin.spec import (
@@ -20,6 +18,7 @@ from cni_plugin.spec import (
     Result,
     Route,
 )
+from cni_plugin.typed import Any
 
 
 def encode_result(result: Result, version: str) -> bytes:

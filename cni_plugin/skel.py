@@ -15,7 +15,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from json import dumps, loads
-from typing import Any, NoReturn
 
 from cni_plugin.fields import Fields, as_text, invalid, shown
 from cni_plugin.spec import (
@@ -26,6 +25,7 @@ from cni_plugin.spec import (
     Code,
     Request,
 )
+from cni_plugin.typed import Any, NoReturn
 
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
 
@@ -259,4 +259,4 @@ def error_version(stdin: bytes) -> str:
 
 def to_json(document: Mapping[str, Any]) -> bytes:
     """A document as the runtime reads it from stdout."""
-    return dumps(document, indent=2).encode() + b"\n"
+    return dumps(document).encode() + b"\n"

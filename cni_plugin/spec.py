@@ -20,7 +20,8 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
-from typing import Any, NamedTuple
+
+from cni_plugin.typed import Any, NamedTuple
 
 SUPPORTED_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 CURRENT_VERSION = SUPPORTED_VERSIONS[-1]

@@ -53,10 +53,11 @@ def strerror(errno: int) -> str:
 def execve(path: str | bytes, argv: list[str | bytes], environ: bytes) -> None:
     """Execute a program in place of this one; returns only by OSError.
 
-    `environ`: as `environ()` returns it.
+    `environ`: as `environ()` returns it; entries without `=` are lost here, not in C.
     """
     entries = (entry.partition(b"=") for entry in environ.split(b"\0") if entry)
-    os.execve(_path(path), argv, {name: value for name, _, value in entries})  # noqa: S606
+    words = [_path(word) for word in argv]
+    os.execve(_path(path), words, {name: value for name, _, value in entries})  # noqa: S606
 
 
 # --- descriptors ------------------------------------------------------------------------------
@@ -90,7 +91,10 @@ def close(fd: int) -> None:
 
 def dup2(fd: int, number: int) -> None:
     """Give the open file another number as well, under which it outlives execve."""
-    os.dup2(fd, number, inheritable=True)
+    if fd == number:  # dup2(2) leaves such a one as it is
+        os.set_inheritable(fd, True)
+    else:
+        os.dup2(fd, number, inheritable=True)
 
 
 def inherit(fd: int) -> None:
@@ -204,6 +208,11 @@ def owner_mode(path: str | bytes) -> tuple[int, int]:
     return found.st_uid, found.st_mode
 
 
+def size(path: str | bytes) -> int:
+    """Bytes of the file; of a link itself, if it is one."""
+    return os.lstat(_path(path)).st_size
+
+
 def mount_flags(path: str | bytes) -> int:
     """The flags ST_RDONLY, ST_NOEXEC, ... of the mount the file is on: statvfs(3)."""
     return os.statvfs(_path(path)).f_flag
@@ -223,6 +232,10 @@ def mkdir(path: str | bytes, mode: int) -> None:
     os.mkdir(_path(path), mode)
 
 
+def chmod(path: str | bytes, mode: int) -> None:
+    os.chmod(_path(path), mode)
+
+
 def rename(path: str | bytes, to: str | bytes) -> None:
     os.rename(_path(path), _path(to))
 
@@ -237,6 +250,11 @@ def rmdir(path: str | bytes) -> None:
 
 def symlink(target: str | bytes, path: str | bytes) -> None:
     os.symlink(_path(target), _path(path))
+
+
+def readlink(path: str | bytes) -> str:
+    """What a symbolic link holds. Bytes that are no UTF-8 survive in it."""
+    return os.fsdecode(os.readlink(_path(path)))
 
 
 def listdir(path: str | bytes) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import click
 
@@ -45,7 +44,7 @@ from cni_plugin.client import DEFAULT_SOCKET, SOCKET_VARIABLE
     help="How to write it.",
 )
 @click.option("--log-file", default="", metavar="PATH", help="Log there instead of to stderr.")
-@click.option("--on-demand", is_flag=True, hidden=True, help="End quietly if another agent serves.")
+@click.option("--lock-fd", type=int, default=-1, hidden=True, help="The socket's lock, if held.")
 def agent(
     path: str,
     workers: int,
@@ -53,7 +52,7 @@ def agent(
     log_level: str,
     log_format: str,
     log_file: str,
-    on_demand: bool,
+    lock_fd: int,
 ) -> None:
     """Serve the plugin's calls: faster than a process each, and with the same results.
 
@@ -61,15 +60,9 @@ def agent(
     SIGTERM and SIGINT let it finish what has begun.
     """
     from cni_plugin.agent.life import live
-    from cni_plugin.agent.listener import BusyError, Listener
+    from cni_plugin.agent.listener import Listener
     from cni_plugin.agent.server import Options
 
     os.umask(0o022)
     logger = log.opened(log_level, log_format, log_file)
-    try:
-        listener = Listener(path)
-    except BusyError:
-        if on_demand:
-            sys.exit(0)
-        raise
-    live(listener, logger, Options(workers=workers, idle_s=idle))
+    live(Listener(path, lock_fd), logger, Options(workers=workers, idle_s=idle))

@@ -5,7 +5,8 @@ One connection carries one call:
     client -> agent   request: a header, then version, environment and stdin; with its first byte
                       travels the sandbox as a file descriptor (SCM_RIGHTS), if there is one
     agent -> client   HEARTBEAT bytes while it works, then a reply: a header and a body
-    client -> agent   one CONFIRMATION byte, when the body has been written to stdout
+    client -> agent   one CONFIRMATION byte, when the body of an ADD has been written to stdout
+    agent -> client   UNDONE, when no confirmation came in time: none can be sent any more then
 
 An agent that declines has not begun anything: the client may do the work itself. After any other
 end of the connection nobody knows, and the client must not.
@@ -18,6 +19,7 @@ import struct
 MAGIC = b"pdw1"  # the number changes with the framing
 HEARTBEAT = b"\0"
 CONFIRMATION = b"\1"
+UNDONE = b"\2"
 
 SERVED, DECLINED = 0, 1  # verdicts of a reply
 

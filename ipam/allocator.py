@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
-from ipaddress import IPv4Address, IPv6Address, ip_interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from itertools import islice
 
 from cni_plugin.fields import shown
@@ -192,9 +192,9 @@ def _requested(store: Store, address: IPAddress, attachment: Attachment, index: 
 
 def _ip_config(address: IPAddress, range_set: RangeSet) -> IPConfig:
     entry = next(entry for entry in range_set if entry.contains(address))
-    return IPConfig(
-        address=ip_interface(f"{address}/{entry.subnet.prefixlen}"), gateway=entry.gateway
-    )
+    number = int(address), entry.subnet.prefixlen
+    made = IPv4Interface(number) if address.version == 4 else IPv6Interface(number)
+    return IPConfig(address=made, gateway=entry.gateway)
 
 
 def who(attachment: Attachment) -> str:

@@ -12,13 +12,14 @@ of the fields, and a range's bounds must be in order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import NamedTuple
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
 
 from cni_plugin.fields import Fields, as_interface, as_object, as_text, invalid
+from cni_plugin.memo import Memo
 from cni_plugin.results import decode_routes
 from cni_plugin.skel import at_least
-from cni_plugin.spec import CniError, Code, IPAddress, IPNetwork, Request, Route
+from cni_plugin.spec import CniError, Code, IPAddress, IPInterface, IPNetwork, Request, Route
+from cni_plugin.typed import NamedTuple
 from ipam import ranges
 from ipam.ranges import Range, RangeSet
 
@@ -35,6 +36,7 @@ class Place(NamedTuple):
 class HostLocalConf(NamedTuple):
     """What ADD, CHECK and STATUS work from.
 
+    `gateways` are those of all ranges, each with the prefix under which the bridge has it.
     `requested` holds the addresses asked for, canonical and without their prefixes;
     `resolv_conf` is the path of the file that `dns` of the result is read from, "" for none.
     """
@@ -42,6 +44,7 @@ class HostLocalConf(NamedTuple):
     network: str
     data_dir: str
     range_sets: tuple[RangeSet, ...]
+    gateways: tuple[IPInterface, ...] = ()
     routes: tuple[Route, ...] = ()
     resolv_conf: str = ""
     requested: tuple[IPAddress, ...] = ()
@@ -72,6 +75,23 @@ def parse(
 
     Raises CniError: 7 for a wrong value, 4 for one in CNI_ARGS.
     """
+    if subnets is not None:
+        return _parse(request, subnets, refuse_foreign)
+    asked = request.cni_args.get("IP", "")
+    conf: HostLocalConf = _KNOWN.of(
+        lambda: _parse(request, None, refuse_foreign), request.config, request.network, asked
+    )
+    return conf
+
+
+_KNOWN = Memo()
+
+
+def _parse(
+    request: Request,
+    subnets: tuple[IPNetwork, ...] | None,
+    refuse_foreign: Callable[[IPNetwork], None],
+) -> HostLocalConf:
     fields = Fields(request.conf)
     ipam = fields.child("ipam")
     named = list(_range_sets(fields, ipam))
@@ -97,6 +117,7 @@ def parse(
         network=request.network,
         data_dir=_path(ipam, "dataDir", DEFAULT_DATA_DIR),
         range_sets=tuple(entry.range_set for entry in named),
+        gateways=tuple(_gateway_interface(r) for entry in named for r in entry.range_set),
         routes=decode_routes(ipam, "routes"),
         resolv_conf=_path(ipam, "resolvConf", ""),
         requested=tuple(dict.fromkeys(_requested(fields, request))),
@@ -204,6 +225,13 @@ def _gateway(fields: Fields, subnet: IPNetwork) -> IPAddress:
     if ranges.reserved(ip_network(gateway)) or gateway in ranges.not_hosts(subnet):
         raise invalid(fields.at("gateway"), str(gateway), "expected the address of a host")
     return gateway
+
+
+def _gateway_interface(entry: Range) -> IPInterface:
+    """A range's gateway as the bridge carries it: see `datapath`."""
+    subnet = entry.subnet
+    prefix = subnet.prefixlen if entry.gateway in subnet else subnet.max_prefixlen
+    return ip_interface(f"{entry.gateway}/{prefix}")
 
 
 def _whole(subnet: IPNetwork, index: int) -> _Named:

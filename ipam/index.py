@@ -26,9 +26,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from errno import EISDIR, ENOSPC
 from stat import S_ISREG
-from typing import NamedTuple
 
 from cni_plugin.spec import Attachment, IPAddress
+from cni_plugin.typed import NamedTuple
 
 _BOOT = "boot"
 _SEPARATOR = ":"  # is in no interface name and no container ID
@@ -77,9 +77,11 @@ def read(directory: int, name: str) -> bytes | None:
             raise
         return None
     try:
-        if not S_ISREG(os.fstat(fd).st_mode):
+        status = os.fstat(fd)
+        if not S_ISREG(status.st_mode):
             return None
-        return os.read(fd, _LARGEST)
+        # Not _LARGEST itself: Python would make room for that much, and more each time.
+        return os.read(fd, min(status.st_size, _LARGEST))
     finally:
         os.close(fd)
 

@@ -18,7 +18,6 @@ import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from json import loads
-from typing import NamedTuple, NoReturn
 
 from cni_plugin.fields import (
     Fields,
@@ -30,6 +29,7 @@ from cni_plugin.fields import (
     shown,
 )
 from cni_plugin.spec import CniError, Code, IPAddress, IPNetwork
+from cni_plugin.typed import NamedTuple, NoReturn
 from ipam import ranges
 
 MAX_INVENTORY_BYTES = 8 * 1024 * 1024  # some 50,000 nodes

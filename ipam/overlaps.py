@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from operator import attrgetter
-from typing import NamedTuple
 
 from cni_plugin.spec import CniError, Code, IPAddress, IPNetwork
+from cni_plugin.typed import NamedTuple
 from ipam.inventory import Inventory, Node
 
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from itertools import combinations
-from typing import NamedTuple
 
 from cni_plugin.spec import IPAddress, IPNetwork
+from cni_plugin.typed import NamedTuple
 
 _MAPPED = IPv6Network("::ffff:0:0/96")  # IPv4 in IPv6 clothes: its text is not unique
 

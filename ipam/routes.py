@@ -15,9 +15,9 @@ IPv4 by way of an IPv6 gateway (RFC 5549).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
 
 from cni_plugin.spec import CniError, Code, IPAddress, IPNetwork
+from cni_plugin.typed import NamedTuple, Protocol
 from ipam.inventory import Inventory, Node
 
 

@@ -35,10 +35,11 @@ from errno import (
     EPERM,
     EROFS,
 )
+from functools import lru_cache
 from time import monotonic, sleep
-from typing import Protocol
 
 from cni_plugin.spec import Attachment, CniError, Code, IPAddress
+from cni_plugin.typed import Protocol
 from ipam.directory import LOCK, Directory
 from ipam.index import Index
 from ipam.ranges import parse_address
@@ -91,8 +92,9 @@ class Store(Protocol):
         """Frees what nobody can hold: reservations that died before they were written."""
 
 
+@lru_cache(maxsize=1)
 def read_boot_id() -> str:
-    """The kernel's ID of this boot; "" where there is none."""
+    """The kernel's ID of this boot; "" where there is none. No process outlives a boot."""
     try:
         fd = os.open(_BOOT_ID, os.O_RDONLY)
     except OSError:

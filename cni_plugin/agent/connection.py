@@ -10,13 +10,16 @@ import os
 import select
 import struct
 from collections.abc import Mapping
-from errno import EPIPE
+from contextlib import suppress
+from errno import EMFILE, EPIPE
 from socket import (
     CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
+    MSG_CTRUNC,
     MSG_DONTWAIT,
     MSG_NOSIGNAL,
     SCM_RIGHTS,
+    SHUT_RD,
     SO_PEERCRED,
     SO_RCVTIMEO,
     SO_SNDTIMEO,
@@ -54,6 +57,7 @@ class Connection:
     def __init__(self, client: socket) -> None:
         self._socket = client
         self._sandbox = -1
+        self._lost_sandbox = False  # one was sent, and we had no descriptor left for it
         self._writing = Lock()
         self.answered = False
 
@@ -87,7 +91,7 @@ class Connection:
         return Call(
             ipam=ipam,
             sandbox=self._sandbox,
-            netns_errno=errno,
+            netns_errno=EMFILE if self._lost_sandbox else errno,
             home=home,
             version=body[:version_bytes].decode("utf-8", "replace"),
             environ=_environ(body[version_bytes:environ_end]),
@@ -96,7 +100,7 @@ class Connection:
 
     def _first(self) -> bytes:
         """The first bytes, and with them the sandbox."""
-        data, ancillary, _, _ = self._socket.recvmsg(_PIECE, _ROOM, MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = self._socket.recvmsg(_PIECE, _ROOM, MSG_CMSG_CLOEXEC)
         for level, kind, payload in ancillary:
             if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
                 whole = len(payload) // _DESCRIPTOR.size * _DESCRIPTOR.size
@@ -107,6 +111,7 @@ class Connection:
                         self._sandbox = fd
         if not data:
             raise EOFError
+        self._lost_sandbox = bool(flags & MSG_CTRUNC) and self._sandbox < 0
         return data
 
     def _piece(self) -> bytes:
@@ -132,7 +137,14 @@ class Connection:
     def deliver(self, body: bytes) -> None:
         """A result, and wait until the client has written it to its stdout."""
         self.reply(0, body)
-        if self._socket.recv(1) != wire.CONFIRMATION:
+        try:
+            said = self._socket.recv(1)
+        except BlockingIOError:  # too late; from here on it can't confirm, unless it just did
+            self._socket.shutdown(SHUT_RD)
+            said = self._socket.recv(1)
+        if said != wire.CONFIRMATION:
+            with suppress(OSError):
+                self._socket.send(wire.UNDONE, MSG_DONTWAIT | MSG_NOSIGNAL)
             raise OSError(EPIPE, "the client could not pass it on")
 
     def gone(self) -> bool:

@@ -21,7 +21,10 @@ def announce(socket_path: str, environ: Mapping[str, str]) -> None:
     """The agent serves from now on. Raises OSError when the file can't be written."""
     path = ready_path(socket_path)
     own = f"{path}.{os.getpid()}"
-    with open(own, "w", encoding="ascii") as file:
+    with suppress(FileNotFoundError):
+        os.unlink(own)
+    fd = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    with open(fd, "w", encoding="ascii") as file:  # a new file, whatever others put there
         file.write(f"{os.getpid()}\n")
     os.rename(own, path)
     notify(environ, f"READY=1\nMAINPID={os.getpid()}\nSTATUS=serving at {socket_path}")

@@ -33,7 +33,11 @@ _HEARTBEAT_S = 0.9  # a client that waits longer than this hears from us each se
 
 
 class Options(NamedTuple):
-    """`idle_s`: end after so many seconds without a call; 0 for never."""
+    """`idle_s`: end after so many seconds without a call that was ours to serve; 0 for never.
+
+    Those that are declined don't count: an agent that an upgrade has left behind, or one of a
+    network namespace that nobody calls from any more, would otherwise never give way.
+    """
 
     workers: int = _WORKERS
     idle_s: float = 0.0
@@ -52,6 +56,7 @@ class Server:
         self._home = os.stat(OWN).st_ino
         self._threads: list[Thread] = []
         self._ending = False
+        self._ended = False
         self._bell, self._ring = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._last_call = perf_counter()
 
@@ -66,6 +71,8 @@ class Server:
     def stop(self) -> None:
         """Take no more calls; those that have come are served. Returns at once; a signal's handler
         may call it, and does no more than write a byte."""
+        if self._ended:
+            return
         with suppress(BlockingIOError):  # it has been rung often enough
             os.write(self._ring, b"\0")
 
@@ -84,6 +91,7 @@ class Server:
                 thread.join(_TICK_S)
                 self._beat()
         self._reaper.stop()
+        self._ended = True
         os.close(self._bell)
         os.close(self._ring)
 
@@ -92,13 +100,12 @@ class Server:
         self._beat()
         now = perf_counter()
         ages = [now - begun for begun in list(self._busy.values())]
-        if ages:
-            self._last_call = now
         stuck = len(ages) >= len(self._threads) and min(ages) > _TICK_S / 2
-        if stuck and len(self._threads) < _MOST_WORKERS:
-            self._add_worker()
+        if stuck:  # twice as many: who waits in the queue hears nothing from us
+            for _ in range(min(len(self._threads), _MOST_WORKERS - len(self._threads))):
+                self._add_worker()
         idle_s = self._options.idle_s
-        if idle_s and now - self._last_call > idle_s:
+        if idle_s and not ages and now - self._last_call > idle_s:
             self._logger.info("idle", extra={"fields": {"seconds": idle_s}})
             self.stop()
 
@@ -129,9 +136,9 @@ class Server:
                     self._logger.exception("can't accept a client")
                     sleep(_TICK_S)
                     continue
-                self._last_call = perf_counter()
                 try:
-                    worker.serve(client)
+                    if worker.serve(client):
+                        self._last_call = perf_counter()
                 except Exception:
                     self._logger.exception("a worker failed")
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from errno import EMFILE, ENFILE
 from logging import INFO, WARNING, Logger
 from socket import socket
 from threading import Lock
@@ -17,8 +18,9 @@ from typing import Any
 
 from cni_plugin import dispatch
 from cni_plugin.agent.connection import Call, Connection
+from cni_plugin.delegate import NESTED
 from cni_plugin.kernel import netns
-from cni_plugin.kernel.netlink import RouteSocket
+from cni_plugin.kernel.attach import Host, host
 from cni_plugin.node import Resident
 from cni_plugin.version import VERSION
 from cni_plugin.wire import WireError
@@ -43,15 +45,15 @@ class Worker:
         self._remove_link = remove_link
         self._busy = busy
         self._logger = logger
-        self._route_socket: RouteSocket | None = None
+        self._host: Host | None = None
 
     def close(self) -> None:
-        if self._route_socket is not None:
-            self._route_socket.close()
-            self._route_socket = None
+        if self._host is not None:
+            self._host.close()
+            self._host = None
 
-    def serve(self, client: socket) -> None:
-        """Serve one client; never raises for what the client does."""
+    def serve(self, client: socket) -> bool:
+        """Serve one client: whether its call was ours. Never raises for what the client does."""
         begun = perf_counter()
         connection = Connection(client)
         self._busy[connection] = begun
@@ -60,19 +62,22 @@ class Worker:
             if uid not in (0, os.geteuid()):
                 connection.decline(f"user {uid} is not served")
                 self._logger.warning("refused a user", extra={"fields": {"uid": uid, "pid": pid}})
-                return
+                return False
             call = connection.receive()
             reason = self._unfit(call)
             if reason:
                 connection.decline(reason)
                 self._note(call, begun, WARNING, outcome="declined", reason=reason)
-                return
+                return False
             self._served(connection, call, begun)
         except EOFError:
-            pass  # somebody looked whether we are there
+            return False  # somebody looked whether we are there
         except (WireError, OSError) as e:
             fields = {"error": str(e)}
             self._logger.warning("connection failed", extra={"fields": fields})
+            return False
+        else:
+            return True
         finally:
             del self._busy[connection]
             connection.close()
@@ -83,11 +88,16 @@ class Worker:
             return f"client is podwire {call.version}, agent {VERSION}"
         if call.home != self._home:
             return "client is in another network namespace"
+        if call.netns_errno in (EMFILE, ENFILE):
+            return "no descriptor was left for the sandbox"
+        try:
+            self._open_host()
+        except OSError as e:
+            return f"can't open a netlink socket: {e.strerror}"
         return ""
 
     def _served(self, connection: Connection, call: Call, begun: float) -> None:
-        attachment = (call.environ.get("CNI_CONTAINERID", ""), call.environ.get("CNI_IFNAME", ""))
-        with self._turns.of(attachment) as first:
+        with self._turns.of(_attachment(call)) as first:
             if not first:
                 connection.decline("another call about this attachment takes too long")
                 self._note(call, begun, WARNING, outcome="declined", reason="attachment in work")
@@ -112,16 +122,18 @@ class Worker:
                 outcome["undelivered"] = str(e)
         self._note(call, begun, INFO if status == 0 else WARNING, **outcome)
 
-    def _resident(self, call: Call) -> Resident:
-        if self._route_socket is None:
-            self._route_socket = RouteSocket()
+    def _open_host(self) -> Host:
+        if self._host is None:
+            self._host = host(resident=True)
+        return self._host
 
+    def _resident(self, call: Call) -> Resident:
         def open_sandbox(path: str) -> int:
             if call.sandbox < 0:
                 raise netns.unreachable(path, call.netns_errno)
             return netns.checked(os.dup(call.sandbox), path)
 
-        return Resident(open_sandbox, self._route_socket, self._remove_link)
+        return Resident(open_sandbox, self._open_host(), self._remove_link)
 
     def _note(self, call: Call, begun: float, level: int, **outcome: Any) -> None:
         if not self._logger.isEnabledFor(level):
@@ -162,6 +174,14 @@ class Turns:
                     self._turns[attachment] = turn, waiting - 1
 
 
+def _attachment(call: Call) -> tuple[str, str]:
+    """Whose turn the call needs. One that a delegate of ours makes, podwire under another name,
+    is within the turn of the call that executed it."""
+    if call.environ.get(NESTED):
+        return "", ""
+    return call.environ.get("CNI_CONTAINERID", ""), call.environ.get("CNI_IFNAME", "")
+
+
 def _fields(call: Call) -> dict[str, Any]:
     environ = call.environ
     fields: dict[str, Any] = {
@@ -174,7 +194,7 @@ def _fields(call: Call) -> dict[str, Any]:
         name, _, value = pair.partition("=")
         if name in ("K8S_POD_NAMESPACE", "K8S_POD_NAME"):
             fields["namespace" if name.endswith("SPACE") else "pod"] = value
-    with suppress(ValueError, AttributeError):
+    with suppress(ValueError, AttributeError, RecursionError):
         fields["network"] = str(_decoded(call.stdin).get("name", ""))
     return {name: value for name, value in fields.items() if value}
 

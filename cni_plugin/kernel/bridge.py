@@ -13,9 +13,10 @@ from contextlib import ExitStack
 
 from cni_plugin.datapath import Bridge
 from cni_plugin.drift import LinkState
-from cni_plugin.kernel import messages, observe, sysctl
+from cni_plugin.kernel import messages, observe
 from cni_plugin.kernel.netlink import KernelError, RouteSocket
 from cni_plugin.kernel.nodelock import node_lock
+from cni_plugin.kernel.sysctl import Sysctls, enable_ipv6
 from cni_plugin.spec import CniError, Code, IPInterface
 
 ALIAS_MADE = "podwire bridge"
@@ -44,9 +45,7 @@ def ensure(route_socket: RouteSocket, bridge: Bridge, dad: bool, undo: ExitStack
     if link is None:
         raise KernelError(errnos.ENODEV, f"find bridge {bridge.name} after its creation")
     refuse_other_kind(link)
-    sysctl.quieten(link.name)
-    if not dad:
-        sysctl.skip_dad(link.name)
+    Sysctls().quieten(link.name, dad, ipv6=False)
     mac = link.mac if _may_follow_ports(route_socket, link) else ""
     up = messages.set_bridge(
         link.ifindex, link.name, bridge.promisc, mac=mac, alias="" if link.alias else alias
@@ -124,7 +123,7 @@ def ensure_gateways(
     ours = bridge.gateways + bridge.siblings
     missing = [gateway for gateway in bridge.gateways if gateway not in present]
     if any(gateway.version == 6 for gateway in missing):
-        sysctl.enable_ipv6(link.name)
+        enable_ipv6(link.name)
     for gateway in missing:
         for other in present:
             if other not in ours and in_conflict(gateway, other):

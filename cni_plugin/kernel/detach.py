@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno as errnos
+from collections.abc import Callable
 
-from cni_plugin.kernel import messages, observe
+from cni_plugin.kernel import device, messages, observe
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.netns import inside
 
@@ -17,11 +18,18 @@ def remove_host_veth(route_socket: RouteSocket, name: str) -> None:
     route_socket.batch([messages.delete_link(name)], ignore=(errnos.ENODEV,))
 
 
-def remove_pod_link(sandbox: int, ifname: str) -> None:
-    """Delete a veth of the sandbox: one that another plugin made for an attachment we took over."""
-    with inside(sandbox), RouteSocket() as pod_socket:
+def remove_pod_link(sandbox: int, ifname: str, ours: Callable[[], bool]) -> None:
+    """Delete a veth of the sandbox: one that another plugin made for an attachment we took over.
+
+    `ours` is asked when there is a link of this name: whether it is the attachment's.
+    """
+    with inside(sandbox):
+        pod_socket = RouteSocket()
+    with pod_socket:
+        if not device.index(pod_socket, ifname):
+            return
         link = observe.link(pod_socket, ifname)
-        if link is not None and link.kind == "veth":
+        if link is not None and link.kind == "veth" and ours():
             pod_socket.batch([messages.delete_link(ifname)], ignore=(errnos.ENODEV,))
 
 

@@ -1,48 +1,19 @@
 """rtnetlink messages, built with pyroute2's message classes.
 
-Each builder returns a `Message`: the encoded class, its type and flags, and in words what it asks
-for, which is what an error says. Nothing here talks to the kernel.
-
-pyroute2's package initialiser imports all of the library, which takes 200 ms; the message modules
-alone take a quarter of that. So they are imported below a bare package object that stands in for
-the initialiser only while this module loads.
+Each builder returns a `Message`: encoded, with its type and flags, and in words what it asks for,
+which is what an error says. Nothing here talks to the kernel.
 """
 
 from __future__ import annotations
 
-import sys
-from importlib.machinery import PathFinder
-from importlib.util import module_from_spec
 from ipaddress import ip_network
-from typing import Any, NamedTuple
 
-
-def _without_initialiser(package: str) -> None:
-    """Make submodules of `package` importable without running its `__init__`."""
-    spec = PathFinder.find_spec(package)
-    if spec is None:
-        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-    sys.modules[package] = module_from_spec(spec)
-
-
-if "pyroute2" in sys.modules:
-    from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-    from pyroute2.netlink.rtnl.ndmsg import ndmsg
-    from pyroute2.netlink.rtnl.rtmsg import rtmsg
-else:
-    _without_initialiser("pyroute2")
-    try:
-        from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-        from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-        from pyroute2.netlink.rtnl.ndmsg import ndmsg
-        from pyroute2.netlink.rtnl.rtmsg import rtmsg
-    finally:
-        del sys.modules["pyroute2"]
-
-from cni_plugin.datapath import ROUTE_PROTOCOL, SCOPE_LINK, HostVeth, PodLink, default_network  # noqa: E402
-from cni_plugin.drift import MAIN_TABLE  # noqa: E402
-from cni_plugin.spec import IPAddress, IPInterface, IPNetwork, Route  # noqa: E402
+from cni_plugin.datapath import ROUTE_PROTOCOL, SCOPE_LINK, HostVeth, PodLink, default_network
+from cni_plugin.drift import MAIN_TABLE
+from cni_plugin.kernel import codec
+from cni_plugin.kernel.bare import ifaddrmsg, ifinfmsg, ndmsg, rtmsg
+from cni_plugin.spec import IPAddress, IPInterface, IPNetwork, Route
+from cni_plugin.typed import Any, NamedTuple
 
 AF_UNSPEC, AF_INET, AF_INET6 = 0, 2, 10
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -56,6 +27,7 @@ IFA_F_NODAD, IFA_F_TENTATIVE, IFA_F_DADFAILED = 0x02, 0x40, 0x08
 RTPROT_BOOT = 3
 RTN_UNICAST = 1
 _RTEXT_FILTER_SKIP_STATS = 8
+_GEN_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, include/uapi/linux/if_link.h
 
 CREATE = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
 ADD = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE
@@ -64,18 +36,16 @@ DUMP = NLM_F_REQUEST | NLM_F_DUMP
 
 
 class Message(NamedTuple):
-    """One netlink request: the message class filled in, and `what` it does, for errors."""
+    """One netlink request: what follows its header, and `what` it does, for errors."""
 
-    body: Any
+    body: bytes
     type: int
     flags: int
     what: str
 
 
 def _message(cls: Any, value: dict[str, Any], kind: int, flags: int, what: str) -> Message:
-    body = cls()
-    body.setvalue(value)
-    return Message(body, kind, flags, what)
+    return Message(codec.encode(cls, value), kind, flags, what)
 
 
 def family(version: int) -> int:
@@ -156,6 +126,13 @@ def set_host_veth(index: int, host: HostVeth, port: bool) -> Message:
         attrs.append(("IFLA_LINKINFO", {"attrs": slave}))
     value = {"index": index, "flags": IFF_UP, "change": IFF_UP, "attrs": attrs}
     return _message(ifinfmsg, value, RTM_NEWLINK, CHANGE, f"set up link {host.name}")
+
+
+def no_link_local(index: int, name: str) -> Message:
+    """Let IPv6 give the link no address of its own."""
+    settings = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _GEN_MODE_NONE)]})]}
+    value = {"index": index, "attrs": [("IFLA_AF_SPEC", settings)]}
+    return _message(ifinfmsg, value, RTM_NEWLINK, CHANGE, f"keep link-local addresses off {name}")
 
 
 def link_up(index: int, name: str) -> Message:

@@ -1,9 +1,9 @@
-"""A netlink route socket: several requests in one send, one acknowledgement read for each.
+"""A netlink route socket: several requests in one send, one acknowledgement read for all.
 
 Rules:
 - A socket belongs to the network namespace it was opened in, and serves one thread.
-- The kernel works off a batch in order and goes on after a failure; the first failure is raised,
-  and what the others did is the caller's to undo.
+- The kernel works off a batch in order, before the send returns, and goes on after a failure; the
+  first failure is raised, and what the others did is the caller's to undo.
 - Dumps are strict (the kernel filters) and are asked for again when they were interrupted.
 """
 
@@ -12,12 +12,12 @@ from __future__ import annotations
 import errno as errnos
 import os
 import struct
-from collections.abc import Sequence
-from socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
+from collections.abc import Iterator, Sequence
+from socket import AF_NETLINK, SO_RCVTIMEO, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, socket
 from time import sleep
-from typing import Any
 
-from cni_plugin.kernel.messages import REPLIES, Message
+from cni_plugin.kernel.codec import Entry, decode
+from cni_plugin.kernel.messages import NLM_F_ACK, REPLIES, Message
 from cni_plugin.spec import CniError, Code
 
 _NETLINK_ROUTE = 0
@@ -25,11 +25,12 @@ _SOL_NETLINK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 11, 12
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_DUMP_INTR, _NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x10, 0x100, 0x200
 _NLMSGERR_ATTR_MSG = 1
-_HEADER = struct.Struct("=IHHII")
-_RECEIVE = 1 << 18
-_TIMEOUT_S = 20.0  # the kernel answers in microseconds; this only bounds a broken one
+_HEADER, _ERROR = struct.Struct("=IHHII"), struct.Struct("=i")
+_RECEIVE = 1 << 16  # the kernel sends 32 KiB at most
+_TIMEOUT = struct.pack("@ll", 20, 0)  # it answers in microseconds; this only bounds a broken one
 _DUMP_TRIES = 60  # two seconds in all
 _PER_SEND = 64
+_ABSENT = (errnos.ENODEV, errnos.ENOENT)
 _NOTHING_THERE = (errnos.EAFNOSUPPORT, errnos.EOPNOTSUPP, errnos.ENOENT)
 
 
@@ -54,8 +55,8 @@ class RouteSocket:
         try:
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
-            self._socket.settimeout(_TIMEOUT_S)
-            self._socket.bind((0, 0))
+            # Not settimeout(): that makes two system calls of each.
+            self._socket.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _TIMEOUT)
         except OSError:
             self._socket.close()
             raise
@@ -70,46 +71,56 @@ class RouteSocket:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def batch(self, messages: Sequence[Message], ignore: Sequence[int] = ()) -> None:
-        """Send all, wait for every acknowledgement, raise the first failure.
+    def fileno(self) -> int:
+        """The descriptor, for requests that are no netlink: see `device`."""
+        return self._socket.fileno()
 
-        `ignore` holds errno values that count as success. Many messages go in several sends: their
-        acknowledgements must fit the receive buffer. What follows a failed send is not sent.
+    def batch(self, messages: Sequence[Message], ignore: Sequence[int] = ()) -> list[Entry | None]:
+        """Send all, wait until the kernel has done all, raise the first failure.
+
+        Returns for each message what it asked for, decoded: None for a change, and for something
+        that does not exist. `ignore` holds errno values that count as success.
+
+        Many messages go in several sends: their replies must fit the receive buffer. What follows
+        a failed send is not sent.
         """
+        answers: list[Entry | None] = []
         for start in range(0, len(messages), _PER_SEND):
-            self._batch(messages[start : start + _PER_SEND], ignore)
+            answers += self._batch(messages[start : start + _PER_SEND], ignore)
+        return answers
 
-    def _batch(self, messages: Sequence[Message], ignore: Sequence[int]) -> None:
+    def _batch(self, messages: Sequence[Message], ignore: Sequence[int]) -> list[Entry | None]:
+        """The kernel answers in order, so the answer to the last message is the last of all.
+
+        The others ask for no acknowledgement: a failure is told without.
+        """
         first = self._send(messages)
-        failures: dict[int, KernelError] = {}
-        waiting = {first + offset for offset in range(len(messages))}
-        while waiting:
-            for kind, flags, sequence, payload in self._receive():
-                if kind != _NLMSG_ERROR or sequence not in waiting:
-                    continue
-                waiting.discard(sequence)
-                errno = -struct.unpack_from("=i", payload)[0]
-                if errno and errno not in ignore:
-                    what = messages[sequence - first].what
-                    failures[sequence] = KernelError(errno, what, _hint(flags, payload))
-        if failures:
-            raise failures[min(failures)]
-
-    def get(self, message: Message) -> Any | None:
-        """The one object asked for, decoded; None when there is no such thing."""
-        sequence = self._send([message])
+        last = first + len(messages) - 1
+        answers: list[Entry | None] = [None] * len(messages)
+        failures: list[KernelError] = []
         while True:
-            for kind, flags, number, payload in self._receive():
-                if number != sequence:
-                    continue
+            for kind, flags, sequence, payload in self._receive():
+                if not first <= sequence <= last:
+                    continue  # of an earlier batch, which was given up
+                message = messages[sequence - first]
                 if kind == _NLMSG_ERROR:
-                    errno = -struct.unpack_from("=i", payload)[0]
-                    if errno in (errnos.ENODEV, errnos.ENOENT):
-                        return None
-                    raise KernelError(errno, message.what, _hint(flags, payload))
-                return _decoded(kind, flags, number, payload)
+                    errno = -_ERROR.unpack_from(payload)[0]
+                    asked = not message.flags & NLM_F_ACK
+                    if errno and errno not in ignore and not (asked and errno in _ABSENT):
+                        failures.append(KernelError(errno, message.what, _hint(flags, payload)))
+                else:
+                    answers[sequence - first] = decode(REPLIES[kind], payload)
+                if sequence != last:
+                    continue
+                if failures:
+                    raise failures[0]
+                return answers
 
-    def dump(self, message: Message, whole: bool = True) -> list[Any]:
+    def get(self, message: Message) -> Entry | None:
+        """The one object asked for, decoded; None when there is no such thing."""
+        return self._batch([message], ())[0]
+
+    def dump(self, message: Message, whole: bool = True) -> list[Entry]:
         """All objects that match, decoded. A family the kernel lacks has none.
 
         A change by others interrupts a dump: it is then repeated, unless `whole` is False, where
@@ -122,9 +133,9 @@ class RouteSocket:
             sleep(0.001 * attempt)
         raise KernelError(errnos.EAGAIN, message.what, "interrupted each time it was tried")
 
-    def _dump_once(self, message: Message) -> tuple[list[Any], bool]:
+    def _dump_once(self, message: Message) -> tuple[list[Entry], bool]:
         sequence = self._send([message])
-        entries: list[Any] = []
+        entries: list[Entry] = []
         interrupted = False
         while True:
             for kind, flags, number, payload in self._receive():
@@ -132,55 +143,40 @@ class RouteSocket:
                     continue
                 interrupted = interrupted or bool(flags & _NLM_F_DUMP_INTR)
                 if kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                    errno = -struct.unpack_from("=i", payload)[0]
+                    errno = -_ERROR.unpack_from(payload)[0]
                     if errno and errno not in _NOTHING_THERE:
                         raise KernelError(errno, message.what, _hint(flags, payload))
                     return entries, interrupted
-                entries.append(_decoded(kind, flags, number, payload))
+                entries.append(decode(REPLIES[kind], payload))
 
     def _send(self, messages: Sequence[Message]) -> int:
-        """Encode and send the messages as one datagram; the sequence number of the first."""
-        first = self._sequence + 1
-        parts = []
-        for offset, message in enumerate(messages):
-            message.body["header"] = {
-                "type": message.type,
-                "flags": message.flags,
-                "sequence_number": first + offset,
-                "pid": 0,
-            }
-            message.body.encode()
-            data = bytes(message.body.data)
-            parts.append(data + b"\0" * (-len(data) % 4))
-        self._sequence += len(messages)
+        """Send the messages as one datagram; the sequence number of the first."""
+        first, last = self._sequence + 1, self._sequence + len(messages)
+        parts: list[bytes] = []
+        for sequence, (body, kind, flags, _) in enumerate(messages, first):
+            if sequence != last:
+                flags &= ~NLM_F_ACK
+            parts += (_HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0), body)
+        self._sequence = last
         try:
             self._socket.send(b"".join(parts))
         except OSError as e:
             raise KernelError(e.errno or errnos.EIO, messages[0].what) from e
         return first
 
-    def _receive(self) -> list[tuple[int, int, int, bytes]]:
+    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         """The messages of one datagram as (type, flags, sequence number, payload)."""
         try:
             data = self._socket.recv(_RECEIVE)
         except OSError as e:
             raise KernelError(e.errno or errnos.ETIMEDOUT, "read the kernel's reply") from e
-        found = []
         offset = 0
         while offset + _HEADER.size <= len(data):
             length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
             if length < _HEADER.size:
                 break
-            found.append((kind, flags, sequence, data[offset + _HEADER.size : offset + length]))
+            yield kind, flags, sequence, data[offset + _HEADER.size : offset + length]
             offset += (length + 3) & ~3
-        return found
-
-
-def _decoded(kind: int, flags: int, sequence: int, payload: bytes) -> Any:
-    header = _HEADER.pack(_HEADER.size + len(payload), kind, flags, sequence, 0)
-    message = REPLIES[kind](header + payload)
-    message.decode()
-    return message
 
 
 def _hint(flags: int, payload: bytes) -> str:

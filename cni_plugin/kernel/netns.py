@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cni_plugin.fields import shown
+from cni_plugin.kernel import libc
 from cni_plugin.spec import CniError, Code
 
 _NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
@@ -106,12 +107,8 @@ def _not_a_namespace(path: str, reason: str) -> NotANamespaceError:
 def _setns(fd: int) -> None:
     if hasattr(os, "setns"):  # Python 3.12
         os.setns(fd, _CLONE_NEWNET)
-        return
-    from ctypes import CDLL, get_errno
-
-    if CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET):
-        errno = get_errno()
-        raise OSError(errno, os.strerror(errno))
+    else:
+        libc.call("setns", fd, _CLONE_NEWNET)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 It is flock(2) on a file that only root can open, named by the network namespace it protects: two
 containers that share a namespace share the lock, two nodes in namespaces of one machine don't.
 (The namespace's own file would do without a name, but anybody may open and lock that.) The file
-is removed by whoever is the last to hold it.
+is removed by whoever is the last to hold it, and by an agent when it ends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from time import monotonic, sleep
 
 from cni_plugin.kernel.netns import OWN
@@ -22,43 +22,73 @@ FOLDER = "/run/podwire"
 _PATIENCE_S = 10.0
 
 
-@contextmanager
-def node_lock(exclusive: bool) -> Iterator[None]:
-    """Hold the lock of the current network namespace.
+class NodeLock:
+    """The lock of the network namespace that the first caller is in; one thread uses it.
 
-    ADDs hold it shared while they use the bridge; who makes or removes something shared holds it
-    exclusively. Raises CniError: 11 when it can't be had in time, 5 and 110 for its file.
+    A `resident` one keeps the file open, and leaves it in place, until `close`.
     """
-    path = f"{FOLDER}/node-{os.stat(OWN).st_ino}.lock"
-    operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-    try:
-        fd = _locked(path, operation | fcntl.LOCK_NB)
-    except OSError as e:
-        raise CniError(
-            Code.IO_FAILURE,
-            f"{path}: {e.strerror}",
-            f"{FOLDER} must be a folder of root's that can be written",
-        ) from e
-    try:
-        yield
-    finally:
-        _release(path, fd)
+
+    def __init__(self, resident: bool = False) -> None:
+        self._resident = resident
+        self._path = ""
+        self._fd: int | None = None
+
+    def close(self) -> None:
+        if self._fd is not None:
+            _release(self._path, self._fd)
+            self._fd = None
+
+    @contextmanager
+    def held(self, exclusive: bool) -> Iterator[None]:
+        """Hold the lock: shared while using the bridge, exclusively for making or removing it.
+
+        Raises CniError: 11 when it can't be had in time, 5 and 110 for its file.
+        """
+        if not self._path:
+            self._path = f"{FOLDER}/node-{os.stat(OWN).st_ino}.lock"
+        kept, self._fd = self._fd, None
+        operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        try:
+            fd = _locked(self._path, operation | fcntl.LOCK_NB, kept)
+        except OSError as e:
+            raise CniError(
+                Code.IO_FAILURE,
+                f"{self._path}: {e.strerror}",
+                f"{FOLDER} must be a folder of root's that can be written",
+            ) from e
+        try:
+            yield
+        finally:
+            if self._resident and _unlocked(fd):
+                self._fd = fd
+            else:
+                _release(self._path, fd)
 
 
-def _locked(path: str, operation: int) -> int:
-    """The open lock file with the lock on it; one that was removed meanwhile is made anew."""
+def node_lock(exclusive: bool) -> AbstractContextManager[None]:
+    """Hold the lock of the current network namespace: see `NodeLock.held`."""
+    return NodeLock().held(exclusive)
+
+
+def _locked(path: str, operation: int, fd: int | None) -> int:
+    """The open lock file with the lock on it; one that was removed meanwhile is made anew.
+
+    `fd` is the file, if it is open already; whatever fails closes it.
+    """
     deadline = monotonic() + _PATIENCE_S
     pause = 0.0002
-    _make_folder()
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if fd is None:
+            _make_folder()
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, operation)
-            if _is_current(path, fd):
+            if _taken(path, fd, operation):
                 return fd
-        except BlockingIOError:
-            pause = min(pause * 1.5, 0.01)
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)
+        fd = None
         if monotonic() > deadline:
             raise CniError(
                 Code.TRY_AGAIN_LATER,
@@ -66,6 +96,24 @@ def _locked(path: str, operation: int) -> int:
                 "it is held for milliseconds only: see who has it (fuser), and why it hangs",
             )
         sleep(pause)
+        pause = min(pause * 1.5, 0.01)
+
+
+def _taken(path: str, fd: int, operation: int) -> bool:
+    try:
+        fcntl.flock(fd, operation)
+    except BlockingIOError:
+        return False
+    return _is_current(path, fd)
+
+
+def _unlocked(fd: int) -> bool:
+    """Give the lock back, and keep the file open; False when that failed."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    except OSError:
+        return False
+    return True
 
 
 def _make_folder() -> None:

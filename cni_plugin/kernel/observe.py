@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from ipaddress import ip_address, ip_interface
 from socket import if_indextoname
-from typing import Any
 
 from cni_plugin.drift import LinkState, Observed, RouteState
 from cni_plugin.kernel import messages, sysctl
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.netns import inside
 from cni_plugin.spec import IPAddress, IPInterface
+from cni_plugin.typed import Any
 
 _PORT_FORWARDING = 3  # BR_STATE_FORWARDING, include/uapi/linux/if_bridge.h
 
@@ -99,7 +100,13 @@ def _address_entries(
         if text is None or (index and entry["index"] != index):
             continue
         flags = entry.get_attr("IFA_FLAGS") or entry["flags"]
-        yield entry["index"], ip_interface(f"{text}/{entry['prefixlen']}"), flags
+        yield entry["index"], _interface(f"{text}/{entry['prefixlen']}"), flags
+
+
+@lru_cache(maxsize=256)
+def _interface(text: str) -> IPInterface:
+    """The bridge's addresses are read for each pod: parsing one takes longer than asking for it."""
+    return ip_interface(text)
 
 
 def routes(route_socket: RouteSocket, index: int = 0) -> tuple[RouteState, ...]:

@@ -11,7 +11,8 @@ _NEEDED = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN"}  # capabilities(7)
 
 def require() -> None:
     """Raises CniError 110 that names the capabilities this thread lacks."""
-    missing = [name for bit, name in _NEEDED.items() if not _effective() >> bit & 1]
+    effective = _effective()
+    missing = [name for bit, name in _NEEDED.items() if not effective >> bit & 1]
     if missing:
         raise CniError(
             Code.PERMISSION_DENIED,
@@ -23,7 +24,7 @@ def require() -> None:
 def _effective() -> int:
     fd = os.open("/proc/thread-self/status", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        status = os.read(fd, 1 << 16)
+        status = os.read(fd, 1 << 13)
     finally:
         os.close(fd)
     _, _, rest = status.partition(b"\nCapEff:")

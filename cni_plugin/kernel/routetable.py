@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno as errnos
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
 
 from cni_plugin.datapath import ROUTE_PROTOCOL
 from cni_plugin.drift import MAIN_TABLE
@@ -16,6 +15,7 @@ from cni_plugin.kernel import messages, observe
 from cni_plugin.kernel.messages import Message
 from cni_plugin.kernel.netlink import KernelError, RouteSocket
 from cni_plugin.spec import CniError, Code, IPAddress, IPNetwork, Route
+from cni_plugin.typed import NamedTuple, Protocol
 
 
 class Hop(Protocol):

@@ -67,8 +67,7 @@ def _cable(number: int) -> tuple[HostVeth, PodLink]:
 
 
 def _configure(route_socket: RouteSocket, addresses: Sequence[IPInterface]) -> None:
-    sysctl.quieten(IFNAME)
-    sysctl.skip_dad(IFNAME)
+    sysctl.Sysctls().quieten(IFNAME, dad=False, ipv6=False)
     index = _index(route_socket, IFNAME)
     batch = [messages.link_up(index, IFNAME)]
     batch += [messages.add_address(address, index, IFNAME, False) for address in addresses]

@@ -1,0 +1,172 @@
+"""`podwire install` and `podwire uninstall`: the self-contained executable on a node."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from ipaddress import ip_network
+
+import click
+
+from cni_plugin import executable, installation, runtimes
+from cni_plugin.client import DEFAULT_SOCKET, SOCKET_VARIABLE
+from cni_plugin.spec import CniError, Code
+from cni_plugin.tool_conf import BIN_DIR, FOLDER
+
+_BIN_DIR = click.option(
+    "--bin-dir",
+    metavar="DIR",
+    type=FOLDER,
+    default=BIN_DIR,
+    show_default=True,
+    help="The runtime's folder of plugins.",
+)
+
+
+@click.command()
+@_BIN_DIR
+@click.option(
+    "--conf-dir",
+    metavar="DIR",
+    type=FOLDER,
+    help=f"Write {installation.CONFLIST} there, of --subnet or --nodes: /etc/cni/net.d.",
+)
+@click.option(
+    "--subnet",
+    "subnets",
+    metavar="CIDR",
+    multiple=True,
+    help="The pods' addresses of this node; once for IPv4, once for IPv6.",
+)
+@click.option("--nodes", metavar="FILE", default="", help="The inventory of all nodes.")
+def install(bin_dir: str, conf_dir: str | None, subnets: Sequence[str], nodes: str) -> None:
+    """Put this executable into a node's folder of plugins, as podwire and podwire-ipam.
+
+    Each file appears at once and whole, in place of an older version as well. Again, it changes
+    nothing. The runtime is unpacked when this is run.
+    """
+    if bool(conf_dir) != bool(subnets or nodes) or (subnets and nodes):
+        raise click.UsageError("--conf-dir goes with either --subnet or --nodes")
+    text = installation.conflist(_checked(subnets), os.path.abspath(nodes) if nodes else "")
+    source = _single_file()
+    with _clear_refusal():
+        if conf_dir:
+            _refuse_missing(conf_dir, "--conf-dir")
+            installation.refuse_edited(os.path.join(conf_dir, installation.CONFLIST))
+        _refuse_missing(bin_dir, "--bin-dir")
+        changed = installation.place_executable(source, bin_dir)
+        for name in (installation.NAME, installation.IPAM_NAME):
+            path = os.path.join(bin_dir, name)
+            click.echo(f"{path}: {'installed' if path in changed else 'as it was'}")
+        if conf_dir:
+            written = installation.place_conflist(conf_dir, text)
+            path = os.path.join(conf_dir, installation.CONFLIST)
+            click.echo(f"{path}: {'written' if written else 'as it was'}")
+    click.echo(f"{os.path.dirname(sys.executable)}: the runtime, unpacked")
+
+
+@click.command()
+@_BIN_DIR
+@click.option("--conf-dir", metavar="DIR", type=FOLDER, help="Remove the conflist there as well.")
+@click.option(
+    "--socket",
+    metavar="PATH",
+    envvar=SOCKET_VARIABLE,
+    default=DEFAULT_SOCKET,
+    show_default=True,
+    help="The agent's socket, which may be left by one that was killed.",
+)
+def uninstall(bin_dir: str, conf_dir: str | None, socket: str) -> None:
+    """Remove what install made, unpacked runtimes and what agents left.
+
+    A running agent has to be stopped first. What is not ours stays, an edited conflist included.
+    Addresses of pods stay reserved: DEL the pods before.
+    """
+    installation.refuse_agent(socket)
+    with _clear_refusal():
+        if conf_dir:
+            _uninstall_conflist(conf_dir)
+        removed, kept = installation.remove_executable(bin_dir)
+        removed += installation.remove_agent_files(socket) + installation.remove_node_locks()
+        folders = _runtime_folders()
+        _release_own_runtime()
+        for folder in folders:
+            gone, in_use = installation.remove_runtimes(folder)
+            removed += gone
+            for path in in_use:
+                click.echo(f"{path}: kept, a process runs it")
+        removed += [f for f in folders if installation.remove_folder(f)]
+    for path in removed:
+        click.echo(f"{path}: removed")
+    for path in kept:
+        click.echo(f"{path}: kept, it is not podwire's executable")
+
+
+def _checked(subnets: Sequence[str]) -> list[str]:
+    """The subnets as they are written; raises click.UsageError for what is none."""
+    try:
+        networks = [ip_network(subnet) for subnet in subnets]
+    except ValueError as e:
+        raise click.UsageError(f"--subnet: {e}") from e
+    if len({network.version for network in networks}) != len(networks):
+        raise click.UsageError("--subnet: one of each family, IPv4 and IPv6")
+    return [str(network) for network in networks]
+
+
+def _single_file() -> str:
+    """The executable to install. Raises CniError 5 when podwire runs from a wheel."""
+    path = executable.single_file()
+    if not path:
+        raise CniError(
+            Code.IO_FAILURE,
+            "this podwire runs from a Python package: there is no single file to install",
+            "run the self-contained executable (make build makes build/podwire), or link the"
+            f" scripts: ln -s {executable.path()[0]} {BIN_DIR}/",
+        )
+    return path
+
+
+def _refuse_missing(folder: str, option: str) -> None:
+    if not os.path.isdir(folder):
+        raise CniError(
+            Code.IO_FAILURE, f"{option}: there is no folder {folder}", f"mkdir -p {folder}"
+        )
+
+
+@contextmanager
+def _clear_refusal() -> Iterator[None]:
+    """A refusal of the system as error 110."""
+    try:
+        yield
+    except PermissionError as e:
+        raise CniError(
+            Code.PERMISSION_DENIED, f"{e.filename}: {e.strerror}", "run it as root"
+        ) from e
+
+
+def _uninstall_conflist(conf_dir: str) -> None:
+    path = os.path.join(conf_dir, installation.CONFLIST)
+    removed = installation.remove_conflist(conf_dir)
+    if removed is None:
+        click.echo(f"{path}: kept, it is not as install writes it")
+    elif removed:
+        click.echo(f"{path}: removed")
+
+
+def _runtime_folders() -> list[str]:
+    chosen = os.environ.get("PODWIRE_RUNTIME")
+    return (
+        [chosen]
+        if chosen
+        else runtimes.folders(os.geteuid(), os.environ.get("XDG_RUNTIME_DIR", ""))
+    )
+
+
+def _release_own_runtime() -> None:
+    """This process may be of a runtime that it removes: nothing is imported from here on."""
+    held = sys._xoptions.get("podwire_lock")
+    if isinstance(held, str):
+        with suppress(OSError):
+            os.close(int(held))
