@@ -18,8 +18,10 @@ def path() -> list[str]:
     alone = single_file()
     if alone:
         return [alone]
-    beside = os.path.join(os.path.dirname(sys.executable), "podwire")
-    for script in (os.path.abspath(sys.argv[0]), beside):
+    scripts = [os.path.join(os.path.dirname(sys.executable), "podwire")]
+    if "/" in sys.argv[0]:  # a bare name would be looked for in anybody's current folder
+        scripts.insert(0, os.path.abspath(sys.argv[0]))
+    for script in scripts:
         if os.path.basename(script) == "podwire" and os.access(script, os.X_OK):
             return [script]
-    return [sys.executable, "-m", "cni_plugin"]
+    return [sys.executable, "-P", "-m", "cni_plugin"]

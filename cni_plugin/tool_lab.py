@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from cni_plugin import tool_output
+from cni_plugin import executable, tool_output
 from cni_plugin.kernel import privileges
 from cni_plugin.lab import cables, matrix, nodes, plan, spaces, story
 from cni_plugin.lab.nodes import Lab
 from cni_plugin.lab.plan import FAMILIES
-from cni_plugin.lab.runtime import Runtime, executable
+from cni_plugin.lab.runtime import Runtime
 from cni_plugin.netconf import MODES
 from cni_plugin.spec import CniError
 
@@ -165,7 +165,7 @@ def exec_(name: str, target: str, command: Sequence[str]) -> int:
     argv = list(command[1:] if command[:1] == ("--",) else command)
     argv = argv or [os.environ.get("SHELL") or "/bin/sh"]
     spaces.enter(Lab(name).member(target).netns)
-    own = os.path.dirname(executable()[0])  # so that `podwire` in there is this one
+    own = os.path.dirname(executable.path()[0])  # so that `podwire` in there is this one
     os.environ["PATH"] = f"{own}:{os.environ.get('PATH', os.defpath)}"
     sys.stdout.flush()
     try:

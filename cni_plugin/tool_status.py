@@ -6,13 +6,16 @@ whatever can't be found out is left out, and the verdict says why.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from cni_plugin import netconf, tool_conf, tool_output, tool_routes, tool_verdict
+from cni_plugin import netconf, sysio, tool_conf, tool_output, tool_routes, tool_verdict
+from cni_plugin.client import DEFAULT_SOCKET, NEVER, SOCKET_VARIABLE
 from cni_plugin.cluster import Cluster
+from cni_plugin.fields import Fields
 from cni_plugin.kernel import observe
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.leases import IN_PROCESS
@@ -24,6 +27,7 @@ from ipam import host_local
 from ipam.ranges import RangeSet, describe, find, withheld
 
 _LISTED = 10  # peers and routes that the text shows; --json has all
+_CONNECT_MS = 2000
 _MOST = 2**53 - 1  # the largest count that every reader of JSON keeps: it stands for more as well
 
 
@@ -103,6 +107,7 @@ def _network(
         _note(report, e)
         return report
     report["mode"] = conf.mode
+    report["agent"] = _agent(netconf.agent(Fields(request.conf)))
     if conf.mode == "bridge":
         report["bridge"] = _bridge(conf, route_socket)
     subnets: tuple[IPNetwork, ...] | None = None
@@ -123,6 +128,20 @@ def _network(
 def _note(report: dict[str, Any], error: CniError) -> None:
     """The verdict's error stands; another one only where the verdict had none."""
     report["error"] = report["error"] or tool_output.error_document(error)
+
+
+def _agent(conf: netconf.AgentConf) -> dict[str, Any]:
+    """`serving` is None when this user may not know."""
+    path = conf.socket or os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET
+    serving: bool | None = False
+    try:
+        sysio.close(sysio.connect(path, _CONNECT_MS))
+        serving = True
+    except PermissionError:
+        serving = None
+    except OSError:
+        pass  # nobody is there
+    return {"use": conf.mode or "if running", "socket": path, "serving": serving}
 
 
 def _bridge(conf: NetConf, route_socket: RouteSocket) -> dict[str, Any]:
@@ -214,6 +233,8 @@ def _network_lines(network: dict[str, Any], file: str) -> Iterator[str]:
     offer = "" if declared == newest else f", offers up to {newest}"
     mode = f", mode {network['mode']}" if "mode" in network else ""
     yield _line("network", f"{network['name']}, cniVersion {declared}{offer}{mode}")
+    if "agent" in network:
+        yield _line("agent", _agent_text(network["agent"]))
     if "bridge" in network:
         yield _line("bridge", _bridge_text(network["bridge"]))
     yield from _block("addresses", list(_address_texts(network.get("ipam"))))
@@ -223,6 +244,17 @@ def _network_lines(network: dict[str, Any], file: str) -> Iterator[str]:
         yield from _block("routes", [tool_routes.text(route) for route in network["routes"]])
         if any(route["state"] != "ok" for route in network["routes"]):
             yield _line("", f"hint: {tool_routes.remedy('--config', file)}")
+
+
+def _agent_text(agent: dict[str, Any]) -> str:
+    if agent["use"] == NEVER:
+        return "never used by this network: each call is served by a process of its own"
+    if agent["serving"] is None:
+        return f"root alone may see whether one serves at {agent['socket']}"
+    if agent["serving"]:
+        return f"serving at {agent['socket']}"
+    started = "; the next ADD starts one" if agent["use"] == netconf.ON_DEMAND else ""
+    return f"none at {agent['socket']}: each call is served by a process of its own{started}"
 
 
 def _bridge_text(bridge: dict[str, Any]) -> str:

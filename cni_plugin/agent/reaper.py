@@ -17,6 +17,7 @@ Rules:
 from __future__ import annotations
 
 import errno as errnos
+from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from threading import Lock, Thread
 from time import monotonic, sleep
@@ -77,7 +78,8 @@ class Reaper:
         look = self._look
         if look is None:
             raise RuntimeError("the reaper has not been started")
-        index = device.index(look, name)
+        with RouteSocket() as asking:
+            index = device.index(look, name) if device.exists(asking, name) else 0
         if not index:
             return
         removal = _Removal(name)
@@ -85,7 +87,7 @@ class Reaper:
         sleep(_FIRST_LOOK_S)
         deadline = monotonic() + _PATIENCE_S
         pause, longest = _PAUSES_S
-        while device.index(look, name) == index:
+        while device.present(look, index):
             if removal.failure is not None:
                 raise removal.failure
             if monotonic() > deadline:
@@ -97,17 +99,22 @@ class Reaper:
         with self._lock:
             self._free -= 1
             if self._free < 0 and len(self._threads) < _MOST_THREADS:
-                self._add_thread()
+                with suppress(OSError, RuntimeError):  # too many files or threads: wait for a turn
+                    self._add_thread()
         self._removals.put(removal)
 
     def _add_thread(self) -> None:
-        thread = Thread(target=self._work, name=f"reaper-{len(self._threads)}", daemon=True)
-        thread.start()
+        with ExitStack() as undo:
+            route_socket = undo.enter_context(RouteSocket())
+            name = f"reaper-{len(self._threads)}"
+            thread = Thread(target=self._work, args=(route_socket,), name=name, daemon=True)
+            thread.start()
+            undo.pop_all()
         self._threads.append(thread)
         self._free += 1
 
-    def _work(self) -> None:
-        with RouteSocket() as route_socket:
+    def _work(self, route_socket: RouteSocket) -> None:
+        with route_socket:
             while (removal := self._removals.get()) is not None:
                 try:
                     detach.remove_host_veth(route_socket, removal.name)

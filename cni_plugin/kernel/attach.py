@@ -71,7 +71,7 @@ def entered(fd: int) -> Iterator[Sandbox]:
 
 def refuse_existing(sandbox: Sandbox, ifname: str) -> None:
     """Raises CniError 102 when the sandbox has a link of this name (specification, ADD)."""
-    if device.index(sandbox.route_socket, ifname):
+    if device.exists(sandbox.route_socket, ifname):
         raise _interface_exists(ifname)
 
 
@@ -157,7 +157,7 @@ def _create_veth(
         if e.errno != errnos.EEXIST:
             undo.callback(_remove, route_socket, host.name)  # its reply may be all that was lost
             raise
-        if not device.index(route_socket, host.name):
+        if observe.link(route_socket, host.name) is None:
             raise _interface_exists(network.pod.name) from e
         raise CniError(
             Code.INTERFACE_EXISTS,

@@ -26,7 +26,7 @@ def remove_pod_link(sandbox: int, ifname: str, ours: Callable[[], bool]) -> None
     with inside(sandbox):
         pod_socket = RouteSocket()
     with pod_socket:
-        if not device.index(pod_socket, ifname):
+        if not device.exists(pod_socket, ifname):
             return
         link = observe.link(pod_socket, ifname)
         if link is not None and link.kind == "veth" and ours():

@@ -1,31 +1,64 @@
-"""What one ioctl tells of a link (netdevice(7)): in a microsecond, where netlink takes thirty.
+"""What one system call tells of a link, in a microsecond and without waiting: netlink takes thirty,
+and its answers wait for the lock that every change of a link holds.
 
-The namespace is that of the socket, whichever the thread is in.
+Rules:
+- The ioctls of netdevice(7) are for links that are there. For a name that is not, they make the
+  kernel run modprobe, which takes milliseconds.
+- The namespace is that of the socket, whichever the thread is in.
 """
 
 from __future__ import annotations
 
 import struct
-from errno import ENODEV
+from errno import ENODEV, EPERM
 from fcntl import ioctl
 
+from cni_plugin.kernel import messages
 from cni_plugin.kernel.netlink import KernelError, RouteSocket
 
-_SIOCGIFMTU, _SIOCGIFINDEX = 0x8921, 0x8933
+_SIOCGIFNAME, _SIOCGIFMTU, _SIOCGIFINDEX = 0x8910, 0x8921, 0x8933
 _IFREQ = struct.Struct("16si20x")  # struct ifreq: the name, and a number
 
 
+def exists(route_socket: RouteSocket, name: str) -> bool:
+    """Whether there is a link of this name.
+
+    The socket is bound to the link that it finds (socket(7), SO_BINDTODEVICE), which means nothing
+    to netlink; a socket is to be asked until it has found one.
+    """
+    try:
+        route_socket.bind_to_device(name)
+    except OSError as e:
+        if e.errno == EPERM:  # before Linux 5.7 this needs CAP_NET_RAW
+            return route_socket.get(messages.get_link(name)) is not None
+        if e.errno == ENODEV:
+            return False
+        raise KernelError(e.errno or 0, f"look for link {name}") from e
+    return True
+
+
+def present(route_socket: RouteSocket, index: int) -> bool:
+    """Whether there is a link with this interface index."""
+    try:
+        ioctl(route_socket.fileno(), _SIOCGIFNAME, _IFREQ.pack(b"", index))
+    except OSError as e:
+        if e.errno == ENODEV:
+            return False
+        raise KernelError(e.errno or 0, f"look for link {index}") from e
+    return True
+
+
 def index(route_socket: RouteSocket, name: str) -> int:
-    """The interface index of the link with this name; 0 when there is none."""
-    return _asked(route_socket, _SIOCGIFINDEX, name, "index")
+    """The interface index of a link that is there; 0 when it has gone."""
+    return _number(route_socket, _SIOCGIFINDEX, name, "index")
 
 
 def mtu(route_socket: RouteSocket, name: str) -> int:
-    """The MTU of the link with this name, in bytes; 0 when there is none."""
-    return _asked(route_socket, _SIOCGIFMTU, name, "MTU")
+    """The MTU of a link that is there, in bytes; 0 when it has gone."""
+    return _number(route_socket, _SIOCGIFMTU, name, "MTU")
 
 
-def _asked(route_socket: RouteSocket, request: int, name: str, what: str) -> int:
+def _number(route_socket: RouteSocket, request: int, name: str, what: str) -> int:
     try:
         reply = ioctl(route_socket.fileno(), request, _IFREQ.pack(name.encode(), 0))
     except OSError as e:

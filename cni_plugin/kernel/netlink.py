@@ -13,7 +13,15 @@ import errno as errnos
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from socket import AF_NETLINK, SO_RCVTIMEO, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, socket
+from socket import (
+    AF_NETLINK,
+    SO_BINDTODEVICE,
+    SO_RCVTIMEO,
+    SOCK_CLOEXEC,
+    SOCK_RAW,
+    SOL_SOCKET,
+    socket,
+)
 from time import sleep
 
 from cni_plugin.kernel.codec import Entry, decode
@@ -74,6 +82,10 @@ class RouteSocket:
     def fileno(self) -> int:
         """The descriptor, for requests that are no netlink: see `device`."""
         return self._socket.fileno()
+
+    def bind_to_device(self, name: str) -> None:
+        """SO_BINDTODEVICE of socket(7): raises OSError ENODEV for a link that is not there."""
+        self._socket.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, name.encode() + b"\0")
 
     def batch(self, messages: Sequence[Message], ignore: Sequence[int] = ()) -> list[Entry | None]:
         """Send all, wait until the kernel has done all, raise the first failure.

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from json import loads
 from typing import Any, NamedTuple
 
+from cni_plugin import executable
 from cni_plugin.lab import spaces
 from cni_plugin.lab.nodes import Lab
 from cni_plugin.spec import CniError, Code
@@ -39,21 +39,12 @@ class Reply(NamedTuple):
         return [ip["address"].partition("/")[0] for ip in ips]
 
 
-def executable() -> list[str]:
-    """The command line of podwire itself: as it was called, or as installed beside Python."""
-    beside = os.path.join(os.path.dirname(sys.executable), "podwire")
-    for path in (os.path.abspath(sys.argv[0]), beside):
-        if os.path.basename(path) == "podwire" and os.access(path, os.X_OK):
-            return [path]
-    return [sys.executable, "-m", "cni_plugin"]
-
-
 class Runtime:
     """The container runtime of every node of a lab."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
-        self._command = executable()
+        self._command = executable.path()
 
     def environment(self, command: str, node: str, pod: str) -> dict[str, str]:
         """The CNI_ variables of a call for a pod; for a STATUS those of the pod are left out."""

@@ -17,6 +17,7 @@ from types import FrameType
 
 import click
 
+from cni_plugin import executable
 from cni_plugin.datapath import ROUTE_PROTOCOL
 from cni_plugin.kernel import observe, privileges
 from cni_plugin.kernel.netlink import RouteSocket
@@ -24,7 +25,7 @@ from cni_plugin.kernel.routetable import KernelRouteTable
 from cni_plugin.lab import matrix, nodes, plan, spaces
 from cni_plugin.lab.nodes import DEMO, Lab
 from cni_plugin.lab.plan import Node
-from cni_plugin.lab.runtime import Reply, Runtime, executable
+from cni_plugin.lab.runtime import Reply, Runtime
 from cni_plugin.spec import Code
 
 _IPV4 = (4,)
@@ -68,7 +69,7 @@ def _name() -> str:
     """What a reader types to run this podwire."""
     if shutil.which("podwire"):
         return "podwire"
-    command, *rest = executable()
+    command, *rest = executable.path()
     near = os.path.relpath(command)
     return " ".join((command if near.startswith("..") else near, *rest))
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support import require
+from tests.support import ondemand, require
 from tests.support.cnibin import PluginFolder
 from tests.support.machine import Machine
-from tests.support.plugin import Config
+from tests.support.plugin import Config, Plugin
 
 
 @pytest.fixture
@@ -84,3 +84,38 @@ def reservations(machine: Machine) -> Callable[..., dict[str, str]]:
         }
 
     return read
+
+
+@pytest.fixture
+def agents(machine: Machine) -> ondemand.Agents:
+    """The agents that calls on the machine have started."""
+    return ondemand.Agents(machine)
+
+
+@pytest.fixture
+def called(machine: Machine, podwire_executable: str) -> Plugin:
+    """The plugin on the machine, called without a runtime."""
+    return Plugin(podwire_executable, machine)
+
+
+@pytest.fixture
+def make_sandbox(machine: Machine) -> Callable[[str], str]:
+    """make_sandbox(name) is the path of a new one on the machine."""
+
+    def make(name: str) -> str:
+        machine.run("ip", "netns", "add", name)
+        return f"/run/netns/{name}"
+
+    return make
+
+
+@pytest.fixture
+def auto_conf(network: Callable[..., Config]) -> Callable[..., Config]:
+    """auto_conf(**keys) is podwire's part of a conflist that starts its agent, as a plugin gets
+    it."""
+
+    def make(**keys: object) -> Config:
+        given = network("1.1.0", **{"agent": "auto", "agentIdle": 60} | keys)
+        return {**given["plugins"][0], "name": given["name"], "cniVersion": "1.1.0"}
+
+    return make

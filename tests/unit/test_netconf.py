@@ -36,6 +36,37 @@ def refused(cni_args: str = "", /, **keys: object) -> CniError:
     return caught.value
 
 
+# --- the agent ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [None, "", "auto", "never"])
+def test_agent(value: str | None) -> None:
+    assert parsed(agent=value) == parsed()
+
+
+@pytest.mark.parametrize("value", ["Auto", "always", "on", True, False, 0, 1, [], {}])
+def test_another_agent_is_refused(value: object) -> None:
+    error = refused(agent=value)
+    assert error.code == Code.INVALID_CONFIG
+    assert error.msg.startswith("agent: ")
+
+
+@pytest.mark.parametrize("path", [None, "", "/run/podwire/agent.sock", "/" + "x" * 106])
+def test_agent_socket(path: str | None) -> None:
+    assert parsed(agentSocket=path) == parsed()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["agent.sock", "./a", "@abstract", "/" + "x" * 107, "/" + "é" * 54, "/a\0b", "/\ud800", 5, []],
+    ids=repr,
+)
+def test_another_agent_socket_is_refused(path: object) -> None:
+    error = refused(agentSocket=path)
+    assert error.code == Code.INVALID_CONFIG
+    assert error.msg.startswith("agentSocket: ")
+
+
 # --- defaults and simple options ----------------------------------------------------------------
 
 
