@@ -16,12 +16,13 @@ from threading import Lock
 from time import perf_counter
 from typing import Any
 
-from cni_plugin import dispatch
+from cni_plugin import dispatch, skel
 from cni_plugin.agent.connection import Call, Connection
 from cni_plugin.delegate import NESTED
 from cni_plugin.kernel import netns
 from cni_plugin.kernel.attach import Host, host
 from cni_plugin.node import Resident
+from cni_plugin.spec import CniError, Code
 from cni_plugin.version import VERSION
 from cni_plugin.wire import WireError
 
@@ -98,9 +99,10 @@ class Worker:
 
     def _served(self, connection: Connection, call: Call, begun: float) -> None:
         with self._turns.of(_attachment(call)) as first:
-            if not first:
-                connection.decline("another call about this attachment takes too long")
-                self._note(call, begun, WARNING, outcome="declined", reason="attachment in work")
+            if not first:  # and not in process either: the other call is still at it
+                body = skel.encode_error(_in_work(), skel.error_version(call.stdin))
+                connection.reply(1, body)
+                self._note(call, begun, WARNING, **_failure(body))
                 return
             status, body = dispatch.serve(
                 call.environ,
@@ -180,6 +182,14 @@ def _attachment(call: Call) -> tuple[str, str]:
     if call.environ.get(NESTED):
         return "", ""
     return call.environ.get("CNI_CONTAINERID", ""), call.environ.get("CNI_IFNAME", "")
+
+
+def _in_work() -> CniError:
+    return CniError(
+        Code.TRY_AGAIN_LATER,
+        f"another call about this attachment has been at work for {_TURN_S:g} s",
+        "see the agent's log: an IPAM plugin that podwire executed may hang",
+    )
 
 
 def _fields(call: Call) -> dict[str, Any]:

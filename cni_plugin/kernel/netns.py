@@ -24,6 +24,7 @@ from cni_plugin.spec import CniError, Code
 
 _NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 _CLONE_NEWNET = 0x40000000
+_WANTS = (errnos.EMFILE, errnos.ENFILE, errnos.ENOMEM)  # these say nothing about the path
 OWN = "/proc/thread-self/ns/net"
 
 
@@ -67,7 +68,9 @@ def _probe(path: str) -> int:
 
 
 def unreachable(path: str, errno: int) -> CniError:
-    """The error for a path that could not be opened."""
+    """The error for a path that could not be opened. Raises OSError for a want of resources."""
+    if errno in _WANTS:
+        raise OSError(errno, os.strerror(errno), path)
     if errno in (errnos.ENOENT, errnos.ENOTDIR):
         return CniError(
             Code.UNKNOWN_CONTAINER,
@@ -83,6 +86,8 @@ def _open_namespace(probe: int, path: str) -> int:
             raise _not_a_namespace(path, "not a regular file")
         fd = os.open(f"/proc/self/fd/{probe}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as e:
+        if e.errno in _WANTS:
+            raise
         raise _not_a_namespace(path, os.strerror(e.errno or 0)) from e
     finally:
         os.close(probe)

@@ -1,0 +1,138 @@
+"""An agent that is killed at any moment of an ADD or DEL: nothing is lost with it.
+
+The client gives one answer, a result or error 11. What the runtime does next, through a new agent
+or without one, leaves the node clean.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import time
+
+import pytest
+
+from tests.support import faults
+from tests.support.agent import AgentStage
+from tests.support.faults import Ended
+
+TRY_AGAIN_LATER = 11
+
+
+def answered(ended: Ended, silent: bool) -> list[str]:
+    """Complaints about an answer: only success, or error 11 as one document, are right."""
+    if ended.stderr:
+        return [f"stderr: {ended}"]
+    if ended.rc == 0:
+        right = not ended.stdout if silent else bool(ended.document().get("ips"))
+        return [] if right else [f"no result: {ended}"]
+    document = ended.document()
+    right = ended.rc == 1 and document.get("code") == TRY_AGAIN_LATER and document.get("msg")
+    return [] if right else [f"neither done nor error 11: {ended}"]
+
+
+def recover(stage: AgentStage, way: str) -> list[str]:
+    """What a runtime does after a failure; an agent runs afterwards."""
+    stage.agent.arm("")
+    if way == "alone":
+        commands, plugin = ["DEL"], stage.alone
+    else:
+        stage.agent.start()
+        commands, plugin = {"agent": ["DEL"], "retry": ["DEL", "ADD", "DEL"]}[way], stage.plugin
+    for command in commands:
+        reply = plugin.call(command, stage.conf, stage.env())
+        if not reply.ok:
+            return [f"{way}: {command}: {reply}"]
+    if way == "alone":
+        stage.agent.start()
+    return []
+
+
+def ready(both: list[AgentStage], command: str) -> tuple[list[str], dict[AgentStage, faults.World]]:
+    """The points of the command on a fresh node, or of DEL on one in use, and how the nodes look
+    when nothing is left."""
+    worlds = {}
+    for stage in both:
+        if command == "DEL":
+            stage.use()
+        worlds[stage] = stage.world()
+        if command == "DEL":
+            assert stage.run("ADD").rc == 0
+    names = both[0].points(command)
+    for stage in both:
+        assert stage.run("DEL").rc == 0
+    return names, worlds
+
+
+def sweep_kills(both: list[AgentStage], command: str, skip: tuple[str, ...]) -> None:
+    """Kill the agent before each point of the command, which is after the one before it, and after
+    the reply."""
+    names, worlds = ready(both, command)
+    assert len(names) > (20 if command == "ADD" else 8), names
+    picked = [f"kill:{i}" for i, name in enumerate(names, 1) if not name.startswith(skip)]
+    picked += [f"kill-after:{i}" for i, name in enumerate(names, 1) if name.startswith("sendall")]
+    ways = itertools.cycle(("agent", "alone", "retry"))
+
+    def body(stage: AgentStage, point: tuple[str, str]) -> list[str]:
+        fault, way = point
+        if command == "DEL":
+            assert stage.run("ADD").rc == 0
+        elif int(fault.split(":")[1]) // 2 % 2:
+            stage.start_over()
+        stage.agent.arm(fault)
+        ended = stage.run(command)
+        if ended.rc and stage.agent.wait(5) != -signal.SIGKILL:
+            return [f"it was not killed: {ended}"]
+        stage.agent.close()
+        found = answered(ended, silent=command == "DEL")
+        found += recover(stage, way)
+        return found + faults.leftovers(worlds[stage], stage.world())
+
+    faults.sweep(both, zip(picked, ways, strict=False), body)
+    for stage in both:
+        stage.assert_pool_is_whole()
+        stage.agent.terminate()
+
+
+@pytest.mark.parametrize("mode", ["bridge", "ptp"])
+def test_killed_at_each_system_call_of_an_add(agent_stages, mode):
+    ipam = ("open", "mkdir", "symlink", "rename", "unlink", "link", "utime", "flock", "write")
+    skip = ("recv ", "open /proc/sys") + (ipam if mode == "ptp" else ())
+    sweep_kills(agent_stages(mode=mode), "ADD", skip)
+
+
+def test_killed_at_each_system_call_of_a_delete(agent_stages):
+    sweep_kills(agent_stages(), "DEL", ("recv ",))
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_killed_after_a_delay_with_several_calls_at_work(agent_stages, command):
+    """Four attachments at once; each call gets its one answer, and each DEL works."""
+    both = agent_stages()
+    worlds = {}
+    for stage in both:
+        stage.use()
+        worlds[stage] = stage.world(*stage.others)
+
+    def started(stage: AgentStage, command: str) -> list:
+        envs = [stage.env(pod.name, sandbox=pod.path) for pod in stage.others[:4]]
+        return [stage.plugin.start(command, stage.conf, env) for env in envs]
+
+    def ended(processes: list) -> list[Ended]:
+        return [Ended(p.wait(60), p.stdout.read(), p.stderr.read()) for p in processes]
+
+    def body(stage: AgentStage, delay: float) -> list[str]:
+        if command == "DEL":
+            assert [e.rc for e in ended(started(stage, "ADD"))] == [0] * 4
+        began = started(stage, command)
+        time.sleep(delay)
+        stage.agent.kill()
+        found = [line for e in ended(began) for line in answered(e, silent=command == "DEL")]
+        stage.agent.start()
+        found += [str(e) for e in ended(started(stage, "DEL")) if e.rc or e.stdout]
+        return found + faults.difference(worlds[stage], stage.world(*stage.others))
+
+    faults.sweep(both, [0.04 + number / 80 for number in range(8)], body)
+    for stage in both:
+        stage.assert_pool_is_whole()
+        stage.agent.terminate()

@@ -1,0 +1,288 @@
+"""A resident agent on a node, the plugin that goes through it, and the wire without a client.
+
+`Agent` starts `podwire agent` in a node's namespace, knows its process, and ends it as an
+administrator does (`terminate`) or as a fault does (`kill`). `AgentPlugin` is the plugin whose
+calls it serves. `send` and `answer` speak the protocol themselves, for what a client never says.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cni_plugin import wire
+from cni_plugin.version import VERSION
+from tests.support import netns
+from tests.support.faults import HOOK, Stage
+from tests.support.netns import Namespace
+from tests.support.plugin import Plugin
+from tests.support.topology import Topology
+
+_START_S, _END_S = 20, 60
+_serial = itertools.count(1)
+
+
+class AgentPlugin(Plugin):
+    """The plugin, with PODWIRE_SOCKET set; "" as socket makes every call one in process."""
+
+    def __init__(
+        self,
+        executable: str,
+        node: Namespace | None = None,
+        cni_path: str | None = None,
+        socket: str = "",
+    ) -> None:
+        super().__init__(executable, node, cni_path)
+        self.socket = socket
+
+    def on(self, node: Namespace) -> AgentPlugin:
+        return AgentPlugin(self.executable, node, self.cni_path, self.socket)
+
+    def environ(self, command: str, values: Mapping[str, str | None]) -> dict[str, str]:
+        path = self.socket or "/nowhere/agent.sock"
+        return super().environ(command, {"PODWIRE_SOCKET": path} | dict(values))
+
+
+class Agent:
+    """An agent that listens at <folder>/<name>.sock; its log, as JSON, is <name>.log there.
+
+    `command` are the words that start podwire. With `hooked`, `arm` sets faults at its system
+    calls while it runs (faulthook/sitecustomize.py; only where a Python on the machine runs it).
+    """
+
+    def __init__(
+        self,
+        node: Namespace,
+        command: str | Sequence[str],
+        folder: str,
+        name: str = "agent",
+        options: Sequence[str] = (),
+        hooked: bool = False,
+    ) -> None:
+        self.node = node
+        self.command = [command] if isinstance(command, str) else list(command)
+        self.options = options
+        self._base = os.path.join(folder, name)
+        self.socket = self._base + ".sock"
+        self.ready_file = self._base + ".ready"
+        self._env = {"PYTHONPATH": HOOK, "PODWIRE_FAULT_FILE": self._base + ".fault"}
+        if not hooked:
+            self._env = {}
+        self.process: subprocess.Popen | None = None
+
+    # --- life ----------------------------------------------------------------------------------
+
+    def start(self) -> Agent:
+        """Start it, and wait until its readiness file names its process."""
+        self.launch()
+        netns.wait_until(self._is_ready, _START_S, f"agent ready: {self.ready_file}", 0.01)
+        return self
+
+    def launch(self) -> None:
+        """Start it and do not wait."""
+        argv = [*self.node.prefix(), *self.command, "agent", "--socket", self.socket]
+        environ = Plugin(self.command[0]).environ("", {"CNI_COMMAND": None, "CNI_PATH": None})
+        with open(self._base + ".log", "ab") as log:
+            self.process = subprocess.Popen(
+                [*argv, "--log-format=json", *self.options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environ | self._env,
+            )
+
+    def _is_ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"the agent ended: {self.text()}"
+        try:
+            with open(self.ready_file) as f:
+                return f.read() == f"{self.process.pid}\n"
+        except FileNotFoundError:
+            return False
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = _END_S) -> int:
+        """Its exit status, negative for a signal."""
+        assert self.process is not None
+        return self.process.wait(timeout)
+
+    def terminate(self) -> None:
+        """SIGTERM: it finishes what has begun, ends with 0, and leaves nothing but its log."""
+        self.signal(signal.SIGTERM)
+        status = self.wait()
+        assert status == 0, f"exit {status} after SIGTERM\n{self.text()}"
+        assert self.files() == []
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for its end."""
+        self.signal(signal.SIGKILL)
+        assert self.wait() == -signal.SIGKILL
+
+    def close(self) -> None:
+        """End it whatever it does; for clearing up."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    # --- looking -------------------------------------------------------------------------------
+
+    def files(self) -> list[str]:
+        """The names of what it has made beside its log: socket, lock, readiness."""
+        kept = (self._base + ".log", self._base + ".fault", self._base + ".points")
+        return sorted(os.path.basename(p) for p in glob.glob(self._base + ".*") if p not in kept)
+
+    def text(self) -> str:
+        """Its log as it is."""
+        with open(self._base + ".log") as f:
+            return f.read()
+
+    def log(self, msg: str = "") -> list[dict[str, Any]]:
+        """The records of its log, with `msg` only those; a line that is no record fails."""
+        records = [json.loads(line) for line in self.text().splitlines()]
+        return [record for record in records if msg in ("", record["msg"])]
+
+    def served(self) -> list[tuple[str, str]]:
+        """(command, outcome) of each call, in the order in which they ended."""
+        return [(r.get("command", ""), r["outcome"]) for r in self.log("served")]
+
+    def resources(self) -> dict[str, int]:
+        """Its descriptors, threads, and resident memory in KiB."""
+        base = f"/proc/{self.pid}"
+        with open(f"{base}/status") as f:
+            status = dict(line.split(":", 1) for line in f)
+        return {
+            "fds": len(os.listdir(f"{base}/fd")),
+            "threads": int(status["Threads"]),
+            "rss": int(status["VmRSS"].split()[0]),
+        }
+
+    def plugin(self, executable: str = "", cni_path: str | None = None) -> AgentPlugin:
+        """The plugin on the same node, served by this agent."""
+        return AgentPlugin(executable or self.command[0], self.node, cni_path, self.socket)
+
+    # --- faults --------------------------------------------------------------------------------
+
+    def arm(self, fault: str) -> None:
+        """From now on its points count from 1; `fault` as in PODWIRE_FAULT, "" for none."""
+        path = self._env["PODWIRE_FAULT_FILE"]
+        with open(path + ".new", "w") as f:
+            f.write(f"{fault}:{next(_serial)}" if fault else "")
+        os.rename(path + ".new", path)
+
+    def points(self) -> list[str]:
+        """What has been passed since `arm("log:0")`; disarms."""
+        self.arm("")
+        path = self._base + ".points"
+        with open(path) as f:
+            names = f.read().splitlines()
+        os.unlink(path)
+        return names
+
+
+class AgentStage(Stage):
+    """A stage with an agent, which has not been started: `plugin` goes through it, `alone` never
+    does, and serves its calls in process."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        executable: str,
+        folder: str,
+        name: str = "a",
+        command: str | Sequence[str] = "",
+        hooked: bool = True,
+        **keys: Any,
+    ) -> None:
+        super().__init__(topology, executable, folder, name, **keys)
+        self.agent = Agent(self.node, command or executable, folder, f"agent-{name}", (), hooked)
+        self.alone = AgentPlugin(executable, self.node)
+        self.plugin = self.agent.plugin(executable)
+
+    def points(self, command: str) -> list[str]:
+        """The names of the points that the agent passes for this call, in order."""
+        self.agent.arm("log:0")
+        done = self.run(command)
+        names = self.agent.points()
+        assert done.rc == 0, done
+        return names
+
+
+# --- the wire without a client --------------------------------------------------------------------
+
+
+def connect(path: str, timeout: float = 30) -> socket.socket:
+    """Connected to the agent's socket; the caller closes it."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout)
+    connection.connect(path)
+    return connection
+
+
+def request(
+    environ: Mapping[str, str],
+    stdin: bytes,
+    home: str,
+    netns_errno: int = 0,
+    version: str = VERSION,
+) -> bytes:
+    """A whole request; `home` is the path of the namespace in which the caller is said to be."""
+    entries = b"".join(f"{name}={value}".encode() + b"\0" for name, value in environ.items())
+    return wire.request(False, netns_errno, os.stat(home).st_ino, version, entries, stdin)
+
+
+def send(connection: socket.socket, data: bytes, *passed: int) -> None:
+    """All of `data`; with its first byte go the descriptors."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(passed)}i", *passed))]
+    sent = connection.sendmsg([data], rights if passed else [])
+    if sent < len(data):
+        connection.sendall(data[sent:])
+
+
+def answer(connection: socket.socket) -> tuple[int, int, bytes] | None:
+    """(verdict, exit status, body); None when the agent closed without a reply."""
+    data = b""
+    while True:
+        try:
+            part = connection.recv(65536)
+        except ConnectionResetError:
+            return None
+        if not part:
+            return None
+        data = (data + part).lstrip(wire.HEARTBEAT)
+        if len(data) >= wire.REPLY_BYTES:
+            verdict, status, size = wire.reply_header(data[: wire.REPLY_BYTES])
+            if len(data) >= wire.REPLY_BYTES + size:
+                return verdict, status, data[wire.REPLY_BYTES : wire.REPLY_BYTES + size]
+
+
+def ask(
+    agent: Agent, environ: Mapping[str, str], conf: Mapping[str, Any]
+) -> tuple[int, int, bytes] | None:
+    """One whole call without a client's process, its result confirmed."""
+    with connect(agent.socket) as connection:
+        fds = [os.open(p, os.O_PATH) for p in (environ.get("CNI_NETNS"),) if p]
+        try:
+            data = request(environ, json.dumps(conf).encode(), agent.node.path)
+            send(connection, data, *fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        got = answer(connection)
+        if got is not None and got[1] == 0 and got[2]:
+            connection.sendall(wire.CONFIRMATION)
+        return got
