@@ -37,7 +37,7 @@ def is_executable_of_ours(path: str) -> bool:
         with open(path, "rb") as file:
             file.seek(-_TRAILER_BYTES, os.SEEK_END)
             return file.read(len(_MAGIC)) == _MAGIC
-    except (FileNotFoundError, OSError):  # shorter than a trailer
+    except OSError:  # none, or shorter than a trailer
         return False
 
 

@@ -35,7 +35,7 @@ from errno import (
     EPERM,
     EROFS,
 )
-from functools import lru_cache
+from functools import cache
 from time import monotonic, sleep
 
 from cni_plugin.spec import Attachment, CniError, Code, IPAddress
@@ -92,13 +92,17 @@ class Store(Protocol):
         """Frees what nobody can hold: reservations that died before they were written."""
 
 
-@lru_cache(maxsize=1)
 def read_boot_id() -> str:
-    """The kernel's ID of this boot; "" where there is none. No process outlives a boot."""
+    """The kernel's ID of this boot; "" where there is none."""
     try:
-        fd = os.open(_BOOT_ID, os.O_RDONLY)
+        return _boot_id()
     except OSError:
         return ""
+
+
+@cache  # no process outlives a boot
+def _boot_id() -> str:
+    fd = os.open(_BOOT_ID, os.O_RDONLY)
     try:
         return os.read(fd, 64).decode("ascii", "replace").strip()
     finally:

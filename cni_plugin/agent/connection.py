@@ -60,6 +60,7 @@ class Connection:
         self._lost_sandbox = False  # one was sent, and we had no descriptor left for it
         self._writing = Lock()
         self.answered = False
+        self.confirmed = False
 
     def close(self) -> None:
         if self._sandbox >= 0:
@@ -146,6 +147,7 @@ class Connection:
             with suppress(OSError):
                 self._socket.send(wire.UNDONE, MSG_DONTWAIT | MSG_NOSIGNAL)
             raise OSError(EPIPE, "the client could not pass it on")
+        self.confirmed = True
 
     def gone(self) -> bool:
         """Whether the client has ended without waiting for the reply."""

@@ -27,7 +27,7 @@ from cni_plugin.agent.worker import Turns, Worker
 from cni_plugin.kernel.netns import OWN
 
 _WORKERS = 4
-_MOST_WORKERS = 64
+_MOST_WORKERS = 256
 _TICK_S = 0.5
 _HEARTBEAT_S = 0.9  # a client that waits longer than this hears from us each second
 

@@ -115,7 +115,9 @@ class Worker:
         if status != 0:
             self.close()  # whatever is still on its way to it is not the next call's
         outcome: dict[str, Any] = {"outcome": "ok"} if status == 0 else _failure(body)
-        if connection.answered and status != 0:
+        if connection.confirmed and status != 0:
+            outcome["outcome"] = "not announced"  # what comes after the result failed: the pod stays
+        elif connection.answered and status != 0:
             outcome["outcome"] = "undone"  # nobody took the result
         elif not connection.answered:
             try:

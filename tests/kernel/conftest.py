@@ -13,11 +13,108 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support import faults, require
+from tests.support import executable, faults, require
+from tests.support.agent import Agent, AgentPlugin, AgentStage
 from tests.support.faults import Stage
 from tests.support.netns import Namespace, Namespaces
 from tests.support.plugin import Config, Plugin
 from tests.support.topology import Topology
+
+# --- ways ---------------------------------------------------------------------------------------
+
+# What is about behaviour has to be the same in a process of the call's own and through an agent.
+_BOTH_WAYS = (
+    *("audit", "bridge", "bridge_options", "check", "delegation", "gc_status", "hostile"),
+    *("neighbours", "parallel", "ptp", "results", "routes"),
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of these files run both ways; `@pytest.mark.parametrize("way", ["process"],
+    indirect=True)` is for one that makes no sense with an agent."""
+    marks = metafunc.definition.iter_markers("parametrize")
+    fixed = "way" not in metafunc.fixturenames or any(mark.args[0] == "way" for mark in marks)
+    if not fixed and metafunc.module.__name__.rpartition(".test_")[2] in _BOTH_WAYS:
+        metafunc.parametrize("way", ["process", "agent"], indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the address families both ways need only the sum."""
+    items[:] = [item for item in items if not _is_one_family_by_agent(item)]
+
+
+def _is_one_family_by_agent(item: pytest.Item) -> bool:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return params.get("way") == "agent" and params.get("family", "dual") != "dual"
+
+
+@pytest.fixture
+def way(request: pytest.FixtureRequest) -> str:
+    """Who serves the calls: "process", the plugin's own, or "agent"."""
+    return getattr(request, "param", "process")
+
+
+@pytest.fixture(scope="session")
+def client_executable(podwire_executable: str) -> str:
+    """What dials an agent: the self-contained executable, where that can be built."""
+    try:
+        return executable.executable()
+    except pytest.skip.Exception:
+        return podwire_executable
+
+
+@pytest.fixture
+def by_way(
+    way: str,
+    namespaces: Namespaces,
+    podwire_executable: str,
+    client_executable: str,
+    tmp_path: Path,
+) -> Iterator[Callable[[Plugin], Plugin]]:
+    """by_way(plugin) is the plugin whose calls are served in the way of this test.
+
+    Each node gets one agent, which must end well and must have declined nothing.
+    """
+    agents: dict[Namespace, Agent] = {}
+
+    def served(plugin: Plugin) -> Plugin:
+        if way == "process":
+            return plugin
+        node = plugin.node
+        assert node is not None
+        if node not in agents:
+            name = f"way{len(agents)}"
+            agents[node] = Agent(node, podwire_executable, str(tmp_path), name).start()
+        is_main = os.path.basename(plugin.executable) == "podwire"
+        client = client_executable if is_main else plugin.executable
+        return AgentPlugin(client, node, plugin.cni_path, agents[node].socket)
+
+    try:
+        yield served
+        for agent in agents.values():
+            agent.terminate()
+            assert "declined" not in {outcome for _, outcome in agent.served()}
+            assert agent.log("a worker failed") == []
+    finally:
+        for agent in agents.values():
+            agent.close()
+
+
+class _Podwire(Plugin):
+    """The plugin nowhere in particular: where it is placed it is served in the test's way."""
+
+    def __init__(self, executable: str, by_way: Callable[[Plugin], Plugin]) -> None:
+        super().__init__(executable)
+        self._by_way = by_way
+
+    def on(self, node: Namespace) -> Plugin:
+        return self._by_way(super().on(node))
+
+
+@pytest.fixture
+def podwire(podwire_executable: str, by_way: Callable[[Plugin], Plugin]) -> Plugin:
+    return _Podwire(podwire_executable, by_way)
+
 
 # --- families -------------------------------------------------------------------------------
 
@@ -218,9 +315,14 @@ def fake_ipam(bin_folder: Path) -> Callable[..., FakeIpam]:
 
 
 @pytest.fixture
-def plugin_there(podwire_executable: str, node: Namespace, bin_folder: Path) -> Plugin:
+def plugin_there(
+    podwire_executable: str,
+    node: Namespace,
+    bin_folder: Path,
+    by_way: Callable[[Plugin], Plugin],
+) -> Plugin:
     """podwire on the node, with `bin_folder` for its CNI_PATH."""
-    return Plugin(podwire_executable, node, str(bin_folder))
+    return by_way(Plugin(podwire_executable, node, str(bin_folder)))
 
 
 @pytest.fixture
@@ -261,3 +363,50 @@ def stage(kept_stage: Stage) -> Iterator[Stage]:
     yield kept_stage
     if faults.difference(before, kept_stage.world()):
         kept_stage.repair()
+
+
+# --- agents -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_agent(node: Namespace, podwire_executable: str, tmp_path: Path) -> Iterator[Callable]:
+    """make_agent() starts an agent on the node of the `node` fixture; keywords as of `Agent`.
+
+    Whatever happens it has ended after the test.
+    """
+    made: list[Agent] = []
+
+    def make(command: Any = podwire_executable, **options: Any) -> Agent:
+        name = f"agent{len(made)}"
+        made.append(Agent(node, command, str(tmp_path), **{"name": name, **options}))
+        return made[-1].start()
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def agent(make_agent: Callable[..., Agent]) -> Iterator[Agent]:
+    """An agent on the node of the `node` fixture; one that runs at the end must end well."""
+    started = make_agent(name="agent")
+    yield started
+    if started.process is not None and started.process.poll() is None:
+        started.terminate()
+
+
+@pytest.fixture
+def agent_stages(topology: Topology, podwire_executable: str, tmp_path: Path) -> Iterator[Callable]:
+    """agent_stages(2) is two equal stages, each with an agent of its own that runs."""
+    made: list[AgentStage] = []
+
+    def make(count: int = 2, **keys: Any) -> list[AgentStage]:
+        for name in "abcd"[:count]:
+            stage = AgentStage(topology, podwire_executable, str(tmp_path), name, **keys)
+            made.append(stage)
+            stage.agent.start()
+        return made
+
+    yield make
+    for stage in made:
+        stage.agent.close()

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from tests.support import probe
+from tests.support.plugin import Plugin
 
 
 @pytest.fixture
@@ -294,9 +295,9 @@ def test_status_without_the_delegate(plugin_there, make_conf):
     assert "no-such-ipam" in refused.error["msg"]
 
 
-def test_podwire_ipam_has_gc_and_status_too(podwire_ipam_executable, podwire, make_conf, tmp_path,
-                                            reservations):  # fmt: skip
-    ipam = type(podwire)(podwire_ipam_executable)
+def test_podwire_ipam_has_gc_and_status_too(podwire_ipam_executable, by_way, node, make_conf,
+                                            tmp_path, reservations):  # fmt: skip
+    ipam = by_way(Plugin(podwire_ipam_executable, node))
     conf = make_conf(cniVersion="1.1.0", ipam={"type": "podwire-ipam",
                      "ranges": [[{"subnet": "10.244.0.0/30"}]]})  # fmt: skip
     assert ipam.status(conf).ok

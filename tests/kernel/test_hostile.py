@@ -50,7 +50,7 @@ def test_podwire_is_not_its_own_ipam_plugin(plugin, topology, make_conf, tmp_pat
         conf["ipam"] = {"type": kind, "dataDir": str(tmp_path / "x")}
         (tmp_path / kind).unlink(missing_ok=True)
         (tmp_path / kind).symlink_to(plugin.executable)
-        on = type(plugin)(plugin.executable, plugin.node, str(tmp_path))
+        on = plugin.finding(str(tmp_path))
         if command == "ADD":
             refused.append(on.add(conf, topology.sandbox(f"pod-{kind}")))
         else:
@@ -58,6 +58,20 @@ def test_podwire_is_not_its_own_ipam_plugin(plugin, topology, make_conf, tmp_pat
     assert refused[0].code == 7
     assert refused[0].error["msg"].startswith("ipam.type:")
     assert "podwire itself" in refused[1].error["msg"] or refused[1].code == 7
+
+
+@pytest.mark.parametrize("keys", [{"agent": 5}, {"agent": "x", "agentIdle": -1}, {"agentIdle": []}])
+def test_a_pod_goes_away_whatever_is_said_about_agents(plugin, topology, make_conf, keys):
+    """ADD refuses what DEL and GC must not mind."""
+    conf, pod = make_conf(cniVersion="1.1.0"), topology.sandbox("pod")
+    wrong = {**conf, **keys}
+    assert plugin.add(wrong, pod).code == 7
+    assert plugin.status(wrong).code == 7
+    added = plugin.add(conf, pod)
+    assert plugin.check(wrong, pod, prev=added.result).code == 7
+    assert plugin.delete(wrong, pod).ok
+    assert "eth0" not in pod.links()
+    assert plugin.gc(wrong, []).ok
 
 
 def test_hundreds_of_routes(plugin, topology, make_conf):
@@ -119,12 +133,12 @@ def test_a_strange_file_in_the_address_directory(plugin, topology, make_conf, ki
     assert os.path.lexists(path)
 
 
+@pytest.mark.parametrize("way", ["process"], indirect=True)  # the limit is the process's
 def test_a_short_write_reserves_nothing(plugin, topology, make_conf):
     conf = make_conf(ipam={"ranges": [[{"subnet": "10.74.0.0/24"}]]})
     pod = topology.sandbox("pod")
-    limited = type(plugin)("/usr/bin/prlimit", plugin.node, plugin.cni_path)
     cid = "c" * 64
-    argv = [*plugin.node.prefix(), limited.executable, "--fsize=20", plugin.executable]
+    argv = [*plugin.node.prefix(), "/usr/bin/prlimit", "--fsize=20", plugin.executable]
     env = plugin.environ(
         "ADD", {"CNI_CONTAINERID": cid, "CNI_IFNAME": "eth0", "CNI_NETNS": pod.path}
     )
@@ -200,7 +214,7 @@ def test_a_delegate_that_does_not_end(plugin, topology, make_conf, tmp_path, scr
     (tmp_path / "strange").chmod(0o755)
     conf = make_conf()
     conf["ipam"] = {"type": "strange"}
-    on = type(plugin)(plugin.executable, plugin.node, str(tmp_path))
+    on = plugin.finding(str(tmp_path))
     start = time.monotonic()
     added = on.add(conf, topology.sandbox("pod"))
     assert time.monotonic() - start < limit

@@ -25,10 +25,14 @@ LATE = [{"dst": "10.9.0.0/16", "gw": "172.31.0.1"}]  # refused by the kernel, as
 
 
 @pytest.fixture
-def make_stage(topology: Topology, podwire_executable: str, tmp_path) -> Callable[..., Stage]:
+def make_stage(
+    topology: Topology, podwire_executable: str, tmp_path, by_way
+) -> Callable[..., Stage]:
     def make(**ipam) -> Stage:
         ipam = {"ranges": RANGES} | ipam
-        return Stage(topology, podwire_executable, str(tmp_path), ipam=ipam)
+        stage = Stage(topology, podwire_executable, str(tmp_path), ipam=ipam)
+        stage.plugin = by_way(stage.plugin)
+        return stage
 
     return make
 
@@ -205,6 +209,7 @@ def test_two_attachments_of_one_pod(make_stage, pods):
     all_ok(replies)
 
 
+@pytest.mark.parametrize("way", ["process"], indirect=True)  # which is stopped at each request
 @pytest.mark.parametrize("what", ["add", "del"])
 def test_somebody_makes_or_removes_the_bridge_meanwhile(make_stage, what):
     """Between any two requests of an ADD: it works, or is refused and leaves nothing."""

@@ -6,6 +6,7 @@ failure, on ADD and on VERSION; nothing from CHECK, DEL, GC and STATUS that succ
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -70,6 +71,12 @@ class Plugin:
 
     def on(self, node: Namespace) -> Plugin:
         return Plugin(self.executable, node, self.cni_path)
+
+    def finding(self, cni_path: str) -> Plugin:
+        """The same plugin with another CNI_PATH."""
+        other = copy.copy(self)
+        other.cni_path = cni_path
+        return other
 
     def environ(self, command: str, values: Mapping[str, str | None]) -> dict[str, str]:
         """The environment of a call: PATH, coverage when it is measured, and the CNI variables."""
