@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help venv components check format test coverage demo bench image build clean
+.PHONY: help venv components check format test coverage demo bench image wheel build clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,15 +53,18 @@ coverage: $(READY) ## the same, and the lines that no test reaches as HTML in bu
 demo: $(RUNS) ## the network of one node and of two, in namespaces of this machine
 	@$(BIN)/podwire lab demo
 
-bench: $(READY) ## ADD, DEL and IPAM against the Go plugins
+bench: $(READY) build ## ADD, DEL and IPAM against the Go plugins, beside each other
 	@bash tests/support/install-components.sh ip nsenter /usr/lib/cni/bridge
 	@$(BIN)/python -m bench
 
 image: ## a container image
 	docker build -t podwire .
 
-build: $(READY) ## a wheel in build/
+wheel: $(RUNS) ## a wheel in build/
 	@$(PIP) wheel --no-deps --wheel-dir build .
+
+build: $(RUNS) ## the self-contained executable, build/podwire
+	@$(BIN)/python -m launcher.build
 
 clean: ## remove what make made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \

@@ -31,6 +31,7 @@ TOTAL_MS = 110_000  # a kubelet gives up after 120 s, and more with a sandbox
 _CNI_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 _IO_FAILURE, _TRY_AGAIN_LATER, _PERMISSION_DENIED = 5, 11, 110  # codes of cni_plugin.spec
 _PIECE = 65536
+_LARGEST_PARSED = 256 * 1024  # MicroPython reads JSON in quadratic time of its longest string
 _JSON_SPACE = b" \t\r\n"
 _HOME = "/proc/self/ns/net"
 
@@ -155,6 +156,8 @@ def _value(environ: bytes, name: str) -> bytes:
 
 
 def _cni_version(stdin: bytes) -> str:
+    if len(stdin) > _LARGEST_PARSED:
+        return _CNI_VERSIONS[-1]
     try:
         version = json.loads(stdin)["cniVersion"]
     except (ValueError, KeyError, TypeError, IndexError, RuntimeError):  # nested too deeply
@@ -170,6 +173,8 @@ def _socket_path(environ: bytes, stdin: bytes) -> str:
     path = variable(environ, SOCKET_VARIABLE) or DEFAULT_SOCKET
     if b'"agent' not in stdin:
         return path
+    if len(stdin) > _LARGEST_PARSED:
+        return ""  # whatever it says, CPython will read it
     try:
         conf = json.loads(stdin)
     except (ValueError, RuntimeError):  # the latter: nested too deeply

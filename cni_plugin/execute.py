@@ -16,7 +16,7 @@ from time import monotonic
 
 from cni_plugin.spec import CniError, Code
 
-_TIMEOUT_S = 120.0  # a DHCP lease may take its time; a runtime gives up later than this
+_TIMEOUT_S = 90.0  # a DHCP lease may take its time; our client and the runtime give up later
 _GRACE_S = 0.2  # for what is still in the pipe when the plugin has ended
 _LARGEST = 16 * 1024 * 1024
 _PASSED_ON = 64 * 1024  # of the plugin's stderr

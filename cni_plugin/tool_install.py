@@ -10,10 +10,12 @@ from ipaddress import ip_network
 
 import click
 
-from cni_plugin import executable, installation, runtimes
+from cni_plugin import executable, installation, madefolders, runtimes
 from cni_plugin.client import DEFAULT_SOCKET, SOCKET_VARIABLE
 from cni_plugin.spec import CniError, Code
 from cni_plugin.tool_conf import BIN_DIR, FOLDER
+
+_INVENTORY = "/etc/podwire/nodes.json"  # where the templates in conf/ have it
 
 _BIN_DIR = click.option(
     "--bin-dir",
@@ -31,7 +33,8 @@ _BIN_DIR = click.option(
     "--conf-dir",
     metavar="DIR",
     type=FOLDER,
-    help=f"Write {installation.CONFLIST} there, of --subnet or --nodes: /etc/cni/net.d.",
+    help=f"Write {installation.CONFLIST} there, of --subnet or --nodes (if neither is given, of"
+    f" {_INVENTORY} if that is there): /etc/cni/net.d.",
 )
 @click.option(
     "--subnet",
@@ -47,20 +50,32 @@ def install(bin_dir: str, conf_dir: str | None, subnets: Sequence[str], nodes: s
     Each file appears at once and whole, in place of an older version as well. Again, it changes
     nothing. The runtime is unpacked when this is run.
     """
-    if bool(conf_dir) != bool(subnets or nodes) or (subnets and nodes):
-        raise click.UsageError("--conf-dir goes with either --subnet or --nodes")
+    if (subnets or nodes) and not conf_dir:
+        raise click.UsageError("--subnet and --nodes are for the file that --conf-dir asks for")
+    if subnets and nodes:
+        raise click.UsageError("--subnet and --nodes exclude each other")
+    if conf_dir and not subnets and os.path.exists(_INVENTORY):
+        nodes = nodes or _INVENTORY
     text = installation.conflist(_checked(subnets), os.path.abspath(nodes) if nodes else "")
     source = _single_file()
     with _clear_refusal():
-        if conf_dir:
-            _refuse_missing(conf_dir, "--conf-dir")
+        writes = bool(conf_dir and (subnets or nodes))
+        if conf_dir and writes:
             installation.refuse_edited(os.path.join(conf_dir, installation.CONFLIST))
-        _refuse_missing(bin_dir, "--bin-dir")
+        for folder in (bin_dir, conf_dir or ""):
+            if folder and madefolders.make(folder):
+                click.echo(f"{folder}: made")
         changed = installation.place_executable(source, bin_dir)
         for name in (installation.NAME, installation.IPAM_NAME):
             path = os.path.join(bin_dir, name)
             click.echo(f"{path}: {'installed' if path in changed else 'as it was'}")
-        if conf_dir:
+        if conf_dir and not writes:
+            click.echo(
+                f"{os.path.join(conf_dir, installation.CONFLIST)}: not written: say which pods this"
+                f" node has, by --subnet, --nodes or {_INVENTORY}",
+                err=True,
+            )
+        elif conf_dir:
             written = installation.place_conflist(conf_dir, text)
             path = os.path.join(conf_dir, installation.CONFLIST)
             click.echo(f"{path}: {'written' if written else 'as it was'}")
@@ -98,6 +113,8 @@ def uninstall(bin_dir: str, conf_dir: str | None, socket: str) -> None:
             for path in in_use:
                 click.echo(f"{path}: kept, a process runs it")
         removed += [f for f in folders if installation.remove_folder(f)]
+        for folder in (bin_dir, conf_dir or ""):
+            removed += madefolders.remove(folder) if folder else []
     for path in removed:
         click.echo(f"{path}: removed")
     for path in kept:
@@ -126,13 +143,6 @@ def _single_file() -> str:
             f" scripts: ln -s {executable.path()[0]} {BIN_DIR}/",
         )
     return path
-
-
-def _refuse_missing(folder: str, option: str) -> None:
-    if not os.path.isdir(folder):
-        raise CniError(
-            Code.IO_FAILURE, f"{option}: there is no folder {folder}", f"mkdir -p {folder}"
-        )
 
 
 @contextmanager

@@ -195,10 +195,13 @@ def _addresses(
 
 def _size(range_set: RangeSet) -> int:
     """How many addresses the set can hand out."""
-    kept = withheld(range_set)
-    spans = [(int(entry.start), int(entry.end)) for entry in range_set]
-    lost = sum(1 for number in kept for low, high in spans if low <= number <= high)
-    return sum(high - low + 1 for low, high in spans) - lost
+    from netaddr import IPAddress, IPRange, IPSet  # of the tool's commands only this one counts
+
+    addresses = IPSet()
+    for entry in range_set:
+        addresses |= IPSet(IPRange(str(entry.start), str(entry.end)))
+    version = range_set[0].subnet.version
+    return int((addresses - IPSet(IPAddress(n, version) for n in withheld(range_set))).size)
 
 
 # --- showing ----------------------------------------------------------------------------------

@@ -27,11 +27,13 @@ from socket import (
     socket,
 )
 from threading import Lock
+from time import monotonic
 from typing import NamedTuple
 
 from cni_plugin import wire
 
 _TIMEOUT = struct.pack("@ll", 10, 0)  # seconds; a client has its request ready, and writes stdout
+_REQUEST_S = 20
 _CREDENTIALS = struct.Struct("=3i")
 _DESCRIPTOR = struct.Struct("=i")
 _PIECE = 1 << 18
@@ -82,9 +84,12 @@ class Connection:
             data += self._piece()
         header = wire.request_header(data[: wire.REQUEST_BYTES])
         ipam, errno, home, version_bytes, environ_bytes, stdin_bytes = header
+        deadline = monotonic() + _REQUEST_S
         parts = [data[wire.REQUEST_BYTES :]]
         missing = version_bytes + environ_bytes + stdin_bytes - len(parts[0])
         while missing > 0:
+            if monotonic() > deadline:
+                raise wire.WireError(f"the request took more than {_REQUEST_S} s")
             parts.append(self._piece())
             missing -= len(parts[-1])
         body = b"".join(parts)

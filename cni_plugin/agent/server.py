@@ -102,8 +102,11 @@ class Server:
         ages = [now - begun for begun in list(self._busy.values())]
         stuck = len(ages) >= len(self._threads) and min(ages) > _TICK_S / 2
         if stuck:  # twice as many: who waits in the queue hears nothing from us
-            for _ in range(min(len(self._threads), _MOST_WORKERS - len(self._threads))):
-                self._add_worker()
+            try:
+                for _ in range(min(len(self._threads), _MOST_WORKERS - len(self._threads))):
+                    self._add_worker()
+            except RuntimeError as e:  # as many threads as this system gives us
+                self._logger.warning("no more workers", extra={"fields": {"error": str(e)}})
         idle_s = self._options.idle_s
         if idle_s and not ages and now - self._last_call > idle_s:
             self._logger.info("idle", extra={"fields": {"seconds": idle_s}})
@@ -121,7 +124,11 @@ class Server:
     def _add_worker(self) -> None:
         thread = Thread(target=self._work, name=f"worker-{len(self._threads)}", daemon=True)
         self._threads.append(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            self._threads.remove(thread)
+            raise
 
     def _work(self) -> None:
         worker = Worker(self._home, self._turns, self._reaper.remove, self._busy, self._logger)

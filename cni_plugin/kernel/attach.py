@@ -202,7 +202,9 @@ def _configure_pod(pod_socket: RouteSocket, sysctls: Sysctls, network: PodNetwor
     pod = network.pod
     _prepare(sysctls, pod.name, network, pod.addresses)
     index = _index(pod_socket, pod.name)
-    batch = [messages.link_up(1, "lo"), messages.link_up(index, pod.name)]
+    late = _link_local_is_late(network)
+    batch = [messages.no_link_local(index, pod.name)] if late else []
+    batch += [messages.link_up(1, "lo"), messages.link_up(index, pod.name)]
     batch += [
         messages.add_address(address, index, pod.name, network.enable_dad)
         for address in pod.addresses
@@ -210,8 +212,19 @@ def _configure_pod(pod_socket: RouteSocket, sysctls: Sysctls, network: PodNetwor
     # Beside what is there, as the reference does: two gateways to one network, and a second
     # attachment with a default route of its own, are allowed.
     batch += [messages.add_route(r, index, flags=messages.ADD) for r in pod.routes]
-    pod_socket.batch(batch)
+    pod_socket.batch(batch, ignore=(errnos.EAFNOSUPPORT,) if late else ())
     return index
+
+
+def _link_local_is_late(network: PodNetwork) -> bool:
+    """Whether the pod's IPv6 link-local address comes with the announcement.
+
+    The kernel tells all ports of the bridge which multicast groups come with it: with a thousand
+    pods that takes longer than the rest of an ADD. A pod with an IPv6 address needs it at once.
+    """
+    addresses = network.pod.addresses
+    only_ipv4 = bool(addresses) and all(address.version == 4 for address in addresses)
+    return only_ipv4 and network.bridge is not None and not network.enable_dad
 
 
 def _settle(pod_socket: RouteSocket, network: PodNetwork, index: int) -> None:
@@ -281,3 +294,5 @@ def announce(node: Host, sandbox: Sandbox, network: PodNetwork) -> None:
         for version in {address.version for address in pod.addresses}:
             settings.enter_context(node.sysctls.announcing(pod.name, version))
         sandbox.route_socket.batch([messages.set_mac(index, pod.name, pod.mac)])
+        if _link_local_is_late(network):
+            node.sysctls.generate_link_local(pod.name)

@@ -164,6 +164,15 @@ class Sysctls:
             finally:
                 folder.write(name, before)
 
+    def generate_link_local(self, link: str) -> None:
+        """Let a link that was kept from it have its IPv6 link-local address, by the way that is
+        usual in its namespace."""
+        with self.folder("ipv6/conf/default/") as folder:
+            usual = folder.read("addr_gen_mode")
+        if usual is not None:
+            with self.folder(f"ipv6/conf/{link}/") as folder:
+                folder.write("addr_gen_mode", usual, required=False)
+
     def forward(self, version: int) -> None:
         """Let the node forward packets of an IP version."""
         path, _, name = FORWARDING[version].rpartition("/")

@@ -19,9 +19,13 @@ containerd:containerd
 podman:podman
 conmon:conmon
 /usr/lib/cni/bridge:containernetworking-plugins
+make:make
+gcc:gcc
+/usr/include/stdio.h:libc6-dev
+/usr/bin/python3.11:python3.11
 '
 
-have() { [ -x "$1" ] || command -v "$1" >/dev/null 2>&1; }
+have() { [ -x "$1" ] || [[ $1 == *.h && -e $1 ]] || command -v "$1" >/dev/null 2>&1; }
 say() { echo "components: $*"; }
 
 missing=() packages=()

@@ -1,0 +1,1 @@
+// What MicroPython asks of a port about its hardware: nothing, here.

@@ -1,0 +1,1 @@
+// qstrs that no source file of this port names: none.
