@@ -1,9 +1,8 @@
 """The agent's life: open, serve, drain, end.
 
-Every worker is a thread that waits in accept(2) by itself: the kernel wakes one of them for each
-client, and nothing is handed from thread to thread. A few are enough, for they share one core of
-Python; when all have been busy for a while (executed IPAM plugins may take long), one more is
-started, up to a limit.
+Every worker is a thread that waits in accept(2) by itself, when it leads (`lead`), and nothing is
+handed from thread to thread. A few are enough, for they share one core of Python; when all have
+been busy for a while (executed IPAM plugins may take long), more are started, up to a limit.
 
 The agent holds nothing that is lost with it: every call starts from the store and the kernel.
 """
@@ -21,6 +20,7 @@ from time import perf_counter, sleep
 from typing import NamedTuple
 
 from cni_plugin.agent.connection import Connection
+from cni_plugin.agent.lead import Lead
 from cni_plugin.agent.listener import Listener
 from cni_plugin.agent.reaper import Reaper
 from cni_plugin.agent.worker import Turns, Worker
@@ -29,6 +29,7 @@ from cni_plugin.kernel.netns import OWN
 _WORKERS = 4
 _MOST_WORKERS = 256
 _TICK_S = 0.5
+_HELD_UP_S = 0.1  # a call takes milliseconds
 _HEARTBEAT_S = 0.9  # a client that waits longer than this hears from us each second
 
 
@@ -52,6 +53,7 @@ class Server:
         self._options = options
         self._busy: dict[Connection, float] = {}
         self._turns = Turns()
+        self._lead = Lead()
         self._reaper = Reaper()
         self._home = os.stat(OWN).st_ino
         self._threads: list[Thread] = []
@@ -90,6 +92,7 @@ class Server:
             while thread.is_alive():
                 thread.join(_TICK_S)
                 self._beat()
+                self._lead.term.end_after(_HELD_UP_S)
         self._reaper.stop()
         self._ended = True
         os.close(self._bell)
@@ -98,6 +101,7 @@ class Server:
     def _look_after(self) -> None:
         """Heartbeats, another worker where all are stuck, the end of an idle agent."""
         self._beat()
+        self._lead.term.end_after(_HELD_UP_S)
         now = perf_counter()
         ages = [now - begun for begun in list(self._busy.values())]
         stuck = len(ages) >= len(self._threads) and min(ages) > _TICK_S / 2
@@ -132,21 +136,30 @@ class Server:
 
     def _work(self) -> None:
         worker = Worker(self._home, self._turns, self._reaper.remove, self._busy, self._logger)
-        listening = self._listener.socket
         try:
-            while True:
-                try:
-                    client, _ = listening.accept()
-                except OSError:
-                    if self._ending:
-                        return
-                    self._logger.exception("can't accept a client")
-                    sleep(_TICK_S)
-                    continue
-                try:
-                    if worker.serve(client):
-                        self._last_call = perf_counter()
-                except Exception:
-                    self._logger.exception("a worker failed")
+            while self._serve_next(worker):
+                pass
         finally:
             worker.close()
+
+    def _serve_next(self, worker: Worker) -> bool:
+        """Lead, until the next client has been served or its call waits; False at the end."""
+        term = self._lead.take()
+        try:
+            client, _ = self._listener.socket.accept()
+        except OSError:
+            term.end()
+            if self._ending:
+                return False
+            self._logger.exception("can't accept a client")
+            sleep(_TICK_S)
+            return True
+        term.begin()
+        try:
+            if worker.serve(client, term.end):
+                self._last_call = perf_counter()
+        except Exception:
+            self._logger.exception("a worker failed")
+        finally:
+            term.end()
+        return True

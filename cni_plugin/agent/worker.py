@@ -53,8 +53,11 @@ class Worker:
             self._host.close()
             self._host = None
 
-    def serve(self, client: socket) -> bool:
-        """Serve one client: whether its call was ours. Never raises for what the client does."""
+    def serve(self, client: socket, waits: Callable[[], None]) -> bool:
+        """Serve one client: whether its call was ours. Never raises for what the client does.
+
+        `waits` is called where the call begins to wait for somebody else, and may be called again.
+        """
         begun = perf_counter()
         connection = Connection(client)
         self._busy[connection] = begun
@@ -70,7 +73,7 @@ class Worker:
                 connection.decline(reason)
                 self._note(call, begun, WARNING, outcome="declined", reason=reason)
                 return False
-            self._served(connection, call, begun)
+            self._served(connection, call, begun, waits)
         except EOFError:
             return False  # somebody looked whether we are there
         except (WireError, OSError) as e:
@@ -97,8 +100,14 @@ class Worker:
             return f"can't open a netlink socket: {e.strerror}"
         return ""
 
-    def _served(self, connection: Connection, call: Call, begun: float) -> None:
-        with self._turns.of(_attachment(call)) as first:
+    def _served(
+        self, connection: Connection, call: Call, begun: float, waits: Callable[[], None]
+    ) -> None:
+        def given_up() -> bool:
+            waits()  # who asks this is about to wait for the client, or for an executed plugin
+            return connection.gone()
+
+        with self._turns.of(_attachment(call), waits) as first:
             if not first:  # and not in process either: the other call is still at it
                 body = skel.encode_error(_in_work(), skel.error_version(call.stdin))
                 connection.reply(1, body)
@@ -108,9 +117,9 @@ class Worker:
                 call.environ,
                 lambda: call.stdin,
                 ipam=call.ipam,
-                interrupted=connection.gone,
+                interrupted=given_up,
                 deliver=connection.deliver,
-                resident=self._resident(call),
+                resident=self._resident(call, waits),
             )
         if status != 0:
             self.close()  # whatever is still on its way to it is not the next call's
@@ -131,13 +140,17 @@ class Worker:
             self._host = host(resident=True)
         return self._host
 
-    def _resident(self, call: Call) -> Resident:
+    def _resident(self, call: Call, waits: Callable[[], None]) -> Resident:
         def open_sandbox(path: str) -> int:
             if call.sandbox < 0:
                 raise netns.unreachable(path, call.netns_errno)
             return netns.checked(os.dup(call.sandbox), path)
 
-        return Resident(open_sandbox, self._open_host(), self._remove_link)
+        def remove_link(name: str) -> None:
+            waits()
+            self._remove_link(name)
+
+        return Resident(open_sandbox, self._open_host(), remove_link)
 
     def _note(self, call: Call, begun: float, level: int, **outcome: Any) -> None:
         if not self._logger.isEnabledFor(level):
@@ -155,10 +168,10 @@ class Turns:
         self._turns: dict[tuple[str, str], tuple[Lock, int]] = {}
 
     @contextmanager
-    def of(self, attachment: tuple[str, str]) -> Iterator[bool]:
+    def of(self, attachment: tuple[str, str], waits: Callable[[], None]) -> Iterator[bool]:
         """Hold the attachment's turn; False when it could not be had in time.
 
-        Calls that are about no attachment do not wait.
+        Calls that are about no attachment do not wait; the others call `waits` before they do.
         """
         if not attachment[0]:
             yield True
@@ -166,7 +179,10 @@ class Turns:
         with self._lock:
             turn, waiting = self._turns.get(attachment, (Lock(), 0))
             self._turns[attachment] = turn, waiting + 1
-        held = turn.acquire(timeout=_TURN_S)
+        held = turn.acquire(blocking=False)
+        if not held:
+            waits()
+            held = turn.acquire(timeout=_TURN_S)
         try:
             yield held
         finally:

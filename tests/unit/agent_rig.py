@@ -42,6 +42,10 @@ def request(environ: Mapping[str, str] = ENVIRON, stdin: bytes = CONF, **more: A
     return wires.request(environ, stdin, **{"home": HOME, **more})
 
 
+def no_one() -> None:
+    """Nobody else is there to take the lead."""
+
+
 class Log(logging.Handler):
     """A logger whose records are kept."""
 
@@ -78,7 +82,7 @@ class Desk:
         """
         ours, theirs = socket.socketpair()
         with ThreadPoolExecutor(1) as pool, ours:
-            serving = pool.submit(self.worker.serve, theirs)
+            serving = pool.submit(self.worker.serve, theirs, no_one)
             ours.settimeout(10)
             with contextlib.suppress(BrokenPipeError):  # what is no request is not read to its end
                 if data:
