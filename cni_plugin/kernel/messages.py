@@ -29,6 +29,8 @@ RTN_UNICAST = 1
 _RTEXT_FILTER_SKIP_STATS = 8
 _GEN_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, include/uapi/linux/if_link.h
 
+_ONE_QUEUE = (("IFLA_NUM_TX_QUEUES", 1), ("IFLA_NUM_RX_QUEUES", 1))
+
 CREATE = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
 ADD = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE
 CHANGE = NLM_F_REQUEST | NLM_F_ACK
@@ -93,13 +95,22 @@ def set_bridge(index: int, name: str, promisc: bool, mac: str, alias: str) -> Me
 
 
 def create_veth(host: HostVeth, pod: PodLink, sandbox: int, mtu: int, master: int) -> Message:
-    """Both ends, down: the host's a port of `master`, the pod's in the netns with fd `sandbox`."""
+    """Both ends, down: the host's a port of `master`, the pod's in the netns with fd `sandbox`.
+
+    Each has one queue: left alone the kernel makes one for each CPU, with folders in sysfs, and
+    has a use for the others only with XDP or GRO switched on (drivers/net/veth.c).
+    """
     peer: list[tuple[str, Any]] = [
         ("IFLA_IFNAME", pod.name),
         ("IFLA_ADDRESS", pod.mac),
         ("IFLA_NET_NS_FD", sandbox),
+        *_ONE_QUEUE,
     ]
-    attrs: list[tuple[str, Any]] = [("IFLA_IFNAME", host.name), ("IFLA_ADDRESS", host.mac)]
+    attrs: list[tuple[str, Any]] = [
+        ("IFLA_IFNAME", host.name),
+        ("IFLA_ADDRESS", host.mac),
+        *_ONE_QUEUE,
+    ]
     if mtu:
         peer.append(("IFLA_MTU", mtu))
         attrs.append(("IFLA_MTU", mtu))
