@@ -44,10 +44,10 @@ format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 test: $(READY) components ## every test, with coverage
-	$(BIN)/python -m pytest --cov=cni_plugin --cov=ipam --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --cov=cni_plugin --cov=ipam --cov=launcher --cov-report=term $(PYTEST_ARGS)
 
 coverage: $(READY) ## the same, and the lines that no test reaches as HTML in build/coverage
-	$(BIN)/python -m pytest --cov=cni_plugin --cov=ipam --cov-report=term-missing \
+	$(BIN)/python -m pytest --cov=cni_plugin --cov=ipam --cov=launcher --cov-report=term-missing \
 		--cov-report=html:build/coverage $(PYTEST_ARGS)
 
 demo: $(RUNS) ## the network of one node and of two, in namespaces of this machine
