@@ -25,8 +25,8 @@ SOCKET_VARIABLE = "PODWIRE_SOCKET"
 NEVER = "never"  # the value of the key `agent` that keeps a network away from agents
 
 STDIN_MS = 30_000  # a runtime has the configuration ready: it takes no time to write it
-SILENCE_MS = 10_000  # an agent at work sends a heartbeat each second
-TOTAL_MS = 110_000  # a kubelet gives up after 120 s, and more with a sandbox
+SILENCE_MS = 10_000  # an agent at work sends a heartbeat every half second
+TOTAL_MS = 100_000  # with a last silence 110 s; a kubelet gives up after 120 or more
 
 _CNI_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 _IO_FAILURE, _TRY_AGAIN_LATER, _PERMISSION_DENIED = 5, 11, 110  # codes of cni_plugin.spec
@@ -57,6 +57,7 @@ def call(ipam: bool) -> tuple[int | None, bytes]:
     and `stdin` is what was read. `ipam`: the caller goes by the name podwire-ipam.
     """
     stdin = b""
+    deadline = sysio.now() + TOTAL_MS
     try:
         stdin = read_stdin()
         environ = sysio.environ()
@@ -72,7 +73,7 @@ def call(ipam: bool) -> tuple[int | None, bytes]:
         except OSError:  # nobody is there
             return None, stdin
         try:
-            return _round_trip(connection, path, ipam, environ, stdin), stdin
+            return _round_trip(connection, path, ipam, environ, stdin, deadline), stdin
         except _DeclinedError:
             return None, stdin
         finally:
@@ -187,7 +188,9 @@ def _socket_path(environ: bytes, stdin: bytes) -> str:
     return configured if isinstance(configured, str) and configured else path
 
 
-def _round_trip(connection: int, path: str, ipam: bool, environ: bytes, stdin: bytes) -> int:
+def _round_trip(
+    connection: int, path: str, ipam: bool, environ: bytes, stdin: bytes, deadline: int
+) -> int:
     """Send the request, pass the reply on: the exit status. Raises _DeclinedError, FailureError."""
     _refuse_stranger(connection, path)
     netns, errno = _open_netns(_value(environ, "CNI_NETNS"))
@@ -200,7 +203,7 @@ def _round_trip(connection: int, path: str, ipam: bool, environ: bytes, stdin: b
     finally:
         if netns >= 0:
             sysio.close(netns)
-    status, body = _reply(connection, path)
+    status, body = _reply(connection, path, deadline)
     status = say(body, status)
     if status == 0 and body and not _confirm(connection):
         complain("podwire: the result was taken too late: the agent has undone it\n")
@@ -228,9 +231,8 @@ def _open_netns(path: bytes) -> tuple[int, int]:
         return -1, e.errno or 5
 
 
-def _reply(connection: int, path: str) -> tuple[int, bytes]:
+def _reply(connection: int, path: str, deadline: int) -> tuple[int, bytes]:
     """(exit status, stdout) of the call. Raises _DeclinedError, FailureError."""
-    deadline = sysio.now() + TOTAL_MS
     try:
         data = b""
         while len(data) < wire.REPLY_BYTES:

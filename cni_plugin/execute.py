@@ -14,6 +14,7 @@ from contextlib import suppress
 from io import FileIO
 from time import monotonic
 
+from cni_plugin import waiting
 from cni_plugin.spec import CniError, Code
 
 _TIMEOUT_S = 90.0  # a DHCP lease may take its time; our client and the runtime give up later
@@ -35,6 +36,8 @@ def execute(
     when it can't be started.
     """
     from subprocess import PIPE, Popen
+
+    waiting.begins()
 
     with _in_memory(stdin) as source, _in_memory(b"") as said:
         process = Popen(

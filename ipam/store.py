@@ -38,6 +38,7 @@ from errno import (
 from functools import cache
 from time import monotonic, sleep
 
+from cni_plugin import waiting
 from cni_plugin.spec import Attachment, CniError, Code, IPAddress
 from cni_plugin.typed import Protocol
 from ipam.directory import LOCK, Directory
@@ -213,6 +214,7 @@ def _wait(lock: int, name: str, deadline: float) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            waiting.begins()
             if monotonic() >= deadline:
                 raise CniError(
                     Code.TRY_AGAIN_LATER,

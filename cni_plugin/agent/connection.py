@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from errno import EMFILE, EPIPE
 from socket import (
@@ -30,10 +30,11 @@ from threading import Lock
 from time import monotonic
 from typing import NamedTuple
 
-from cni_plugin import wire
+from cni_plugin import waiting, wire
 
 _TIMEOUT = struct.pack("@ll", 10, 0)  # seconds; a client has its request ready, and writes stdout
 _REQUEST_S = 20
+_AT_ONCE_MS = 2  # a client connects when it has everything to send
 _CREDENTIALS = struct.Struct("=3i")
 _DESCRIPTOR = struct.Struct("=i")
 _PIECE = 1 << 18
@@ -75,12 +76,18 @@ class Connection:
         pid, uid, _ = _CREDENTIALS.unpack(data)
         return pid, uid
 
-    def receive(self) -> Call:
-        """The request. Raises WireError when it is none; EOFError when nothing came."""
+    def receive(self, waits: Callable[[], None] = lambda: None) -> Call:
+        """The request. Raises WireError when it is none; EOFError when nothing came.
+
+        `waits` is called before waiting for a client that does not send all of it at once.
+        """
+        if not self._readable(_AT_ONCE_MS):
+            waits()
         self._socket.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _TIMEOUT)
         self._socket.setsockopt(SOL_SOCKET, SO_SNDTIMEO, _TIMEOUT)
         data = self._first()
         while len(data) < wire.REQUEST_BYTES:
+            waits()
             data += self._piece()
         header = wire.request_header(data[: wire.REQUEST_BYTES])
         ipam, errno, home, version_bytes, environ_bytes, stdin_bytes = header
@@ -90,6 +97,7 @@ class Connection:
         while missing > 0:
             if monotonic() > deadline:
                 raise wire.WireError(f"the request took more than {_REQUEST_S} s")
+            waits()
             parts.append(self._piece())
             missing -= len(parts[-1])
         body = b"".join(parts)
@@ -142,6 +150,7 @@ class Connection:
 
     def deliver(self, body: bytes) -> None:
         """A result, and wait until the client has written it to its stdout."""
+        waiting.begins()
         self.reply(0, body)
         try:
             said = self._socket.recv(1)
@@ -159,6 +168,11 @@ class Connection:
         poll = select.poll()
         poll.register(self._socket, select.POLLRDHUP)
         return bool(poll.poll(0))
+
+    def _readable(self, timeout_ms: int) -> bool:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(timeout_ms))
 
     def _reply(self, data: bytes) -> None:
         with self._writing:

@@ -33,6 +33,12 @@ class Listener:
             except OSError:
                 os.close(self._lock)
                 raise
+        except PermissionError as e:
+            raise CniError(
+                Code.PERMISSION_DENIED,
+                f"socket: can't listen at {path}: {e.strerror}",
+                "run it as root, or choose a folder of yours with --socket",
+            ) from e
         except OSError as e:
             raise CniError(Code.IO_FAILURE, f"socket: can't listen at {path}: {e.strerror}") from e
 

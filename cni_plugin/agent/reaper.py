@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from time import monotonic, sleep
 
+from cni_plugin import waiting
 from cni_plugin.kernel import detach, device
 from cni_plugin.kernel.netlink import KernelError, RouteSocket
 
@@ -84,6 +85,7 @@ class Reaper:
             return
         removal = _Removal(name)
         self._begin(removal)
+        waiting.begins()
         sleep(_FIRST_LOOK_S)
         deadline = monotonic() + _PATIENCE_S
         pause, longest = _PAUSES_S

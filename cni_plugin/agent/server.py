@@ -83,7 +83,7 @@ class Server:
 
         `withdrawn` is called when no new client can reach us any more.
         """
-        while not select.select([self._bell], [], [], _TICK_S)[0]:
+        while not select.select([self._bell], [], [], self._pause())[0]:
             self._look_after()
         self._ending = True
         withdrawn()
@@ -97,6 +97,10 @@ class Server:
         self._ended = True
         os.close(self._bell)
         os.close(self._ring)
+
+    def _pause(self) -> float:
+        """Seconds until the next look: while calls are served, a leader may be held up."""
+        return _HELD_UP_S if self._busy else _TICK_S
 
     def _look_after(self) -> None:
         """Heartbeats, another worker where all are stuck, the end of an idle agent."""

@@ -16,7 +16,7 @@ from threading import Lock
 from time import perf_counter
 from typing import Any
 
-from cni_plugin import dispatch, skel
+from cni_plugin import dispatch, skel, waiting
 from cni_plugin.agent.connection import Call, Connection
 from cni_plugin.delegate import NESTED
 from cni_plugin.kernel import netns
@@ -67,7 +67,7 @@ class Worker:
                 connection.decline(f"user {uid} is not served")
                 self._logger.warning("refused a user", extra={"fields": {"uid": uid, "pid": pid}})
                 return False
-            call = connection.receive()
+            call = connection.receive(waits)
             reason = self._unfit(call)
             if reason:
                 connection.decline(reason)
@@ -103,11 +103,7 @@ class Worker:
     def _served(
         self, connection: Connection, call: Call, begun: float, waits: Callable[[], None]
     ) -> None:
-        def given_up() -> bool:
-            waits()  # who asks this is about to wait for the client, or for an executed plugin
-            return connection.gone()
-
-        with self._turns.of(_attachment(call), waits) as first:
+        with waiting.heard_by(waits), self._turns.of(_attachment(call)) as first:
             if not first:  # and not in process either: the other call is still at it
                 body = skel.encode_error(_in_work(), skel.error_version(call.stdin))
                 connection.reply(1, body)
@@ -117,9 +113,9 @@ class Worker:
                 call.environ,
                 lambda: call.stdin,
                 ipam=call.ipam,
-                interrupted=given_up,
+                interrupted=connection.gone,
                 deliver=connection.deliver,
-                resident=self._resident(call, waits),
+                resident=self._resident(call),
             )
         if status != 0:
             self.close()  # whatever is still on its way to it is not the next call's
@@ -140,17 +136,13 @@ class Worker:
             self._host = host(resident=True)
         return self._host
 
-    def _resident(self, call: Call, waits: Callable[[], None]) -> Resident:
+    def _resident(self, call: Call) -> Resident:
         def open_sandbox(path: str) -> int:
             if call.sandbox < 0:
                 raise netns.unreachable(path, call.netns_errno)
             return netns.checked(os.dup(call.sandbox), path)
 
-        def remove_link(name: str) -> None:
-            waits()
-            self._remove_link(name)
-
-        return Resident(open_sandbox, self._open_host(), remove_link)
+        return Resident(open_sandbox, self._open_host(), self._remove_link)
 
     def _note(self, call: Call, begun: float, level: int, **outcome: Any) -> None:
         if not self._logger.isEnabledFor(level):
@@ -168,20 +160,20 @@ class Turns:
         self._turns: dict[tuple[str, str], tuple[Lock, int]] = {}
 
     @contextmanager
-    def of(self, attachment: tuple[str, str], waits: Callable[[], None]) -> Iterator[bool]:
+    def of(self, attachment: tuple[str, str]) -> Iterator[bool]:
         """Hold the attachment's turn; False when it could not be had in time.
 
-        Calls that are about no attachment do not wait; the others call `waits` before they do.
+        Calls that are about no attachment do not wait.
         """
         if not attachment[0]:
             yield True
             return
         with self._lock:
-            turn, waiting = self._turns.get(attachment, (Lock(), 0))
-            self._turns[attachment] = turn, waiting + 1
+            turn, callers = self._turns.get(attachment, (Lock(), 0))
+            self._turns[attachment] = turn, callers + 1
         held = turn.acquire(blocking=False)
         if not held:
-            waits()
+            waiting.begins()
             held = turn.acquire(timeout=_TURN_S)
         try:
             yield held
@@ -189,9 +181,9 @@ class Turns:
             if held:
                 turn.release()
             with self._lock:
-                turn, waiting = self._turns.pop(attachment)
-                if waiting > 1:
-                    self._turns[attachment] = turn, waiting - 1
+                turn, callers = self._turns.pop(attachment)
+                if callers > 1:
+                    self._turns[attachment] = turn, callers - 1
 
 
 def _attachment(call: Call) -> tuple[str, str]:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from cni_plugin import waiting
 from cni_plugin.datapath import Applied, PodNetwork
 from cni_plugin.drift import LinkState
 from cni_plugin.kernel import bridge, device, messages, observe
@@ -239,6 +240,7 @@ def _settle(pod_socket: RouteSocket, network: PodNetwork, index: int) -> None:
                 Code.ADDRESS_UNAVAILABLE,
                 f"duplicate address detection of {busy[0]} was not over in {_DAD_TIMEOUT_S:g} s",
             )
+        waiting.begins()
         time.sleep(0.02)
 
 
@@ -274,6 +276,7 @@ def _connected(route_socket: RouteSocket, network: PodNetwork) -> LinkState:
             raise _vanished(network.host.name)
         if network.bridge is None or link.forwarding or time.monotonic() > deadline:
             return link
+        waiting.begins()
         time.sleep(0.0005)
 
 

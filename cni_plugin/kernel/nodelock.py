@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from time import monotonic, sleep
 
+from cni_plugin import waiting
 from cni_plugin.kernel.netns import OWN
 from cni_plugin.spec import CniError, Code
 
@@ -89,6 +90,7 @@ def _locked(path: str, operation: int, fd: int | None) -> int:
             raise
         os.close(fd)
         fd = None
+        waiting.begins()
         if monotonic() > deadline:
             raise CniError(
                 Code.TRY_AGAIN_LATER,

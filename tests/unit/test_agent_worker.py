@@ -29,7 +29,6 @@ from tests.unit.agent_rig import (
     Desk,
     Run,
     kinds_of_files,
-    no_one,
     nothing_left_open,
     request,
 )
@@ -316,7 +315,7 @@ def test_calls_about_one_attachment_follow_each_other() -> None:
     most: list[int] = []
 
     def work(attachment: tuple[str, str]) -> None:
-        with turns.of(attachment, no_one) as first:
+        with turns.of(attachment) as first:
             assert first
             running.append(1)
             most.append(len(running))
@@ -337,7 +336,7 @@ def test_calls_about_one_attachment_follow_each_other() -> None:
 
 def test_calls_about_no_attachment_do_not_wait() -> None:
     turns = Turns()
-    with turns.of(("", ""), no_one) as first, turns.of(("", ""), no_one) as second:
+    with turns.of(("", "")) as first, turns.of(("", "")) as second:
         assert first
         assert second
 
@@ -348,7 +347,7 @@ def test_a_turn_that_does_not_come_is_an_error(
     monkeypatch.setattr(module, "_TURN_S", 0.1)
     asked = run(silent)
     turns = desk.worker._turns
-    with turns.of(("ctr", "eth0"), no_one):
+    with turns.of(("ctr", "eth0")):
         error = error_of(desk.serve(request()))
     assert error["code"] == Code.TRY_AGAIN_LATER  # declined, it would go on beside the other one
     assert error["cniVersion"] == "1.0.0"
@@ -363,14 +362,14 @@ def test_a_call_of_our_own_delegate_is_within_our_turn(
 ) -> None:
     """Podwire as its own IPAM plugin, under another name, is refused; not awaited."""
     run(silent)
-    with desk.worker._turns.of(("ctr", "eth0"), no_one):
+    with desk.worker._turns.of(("ctr", "eth0")):
         assert desk.serve(request({**ENVIRON, NESTED: "1"})) == (wire.SERVED, 0, b"")
 
 
 def test_a_turn_is_given_back_after_a_failure() -> None:
     turns = Turns()
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), turns.of(("a", "b"), no_one) as first:
+        with pytest.raises(ZeroDivisionError), turns.of(("a", "b")) as first:
             assert first
             raise ZeroDivisionError
     assert turns._turns == {}

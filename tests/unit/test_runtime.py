@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import marshal
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from types import CodeType
 
 import pytest
 
-from launcher import entry, runtime, runtime_contents, runtime_libs
+from launcher import entry, runtime, runtime_contents, runtime_libs, runtime_licenses
 from launcher.runtime import File
 from launcher.source import BuildError
 from tests.support import require
@@ -179,6 +180,42 @@ def test_the_interpreter_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("PODWIRE_PYTHON", str(old))
     with pytest.raises(BuildError, match=r"is not CPython 3\.11 or later"):
         runtime.interpreter()
+
+
+# --- licences ---------------------------------------------------------------------------------
+
+
+def test_the_licences_are_in_the_archive(python: runtime.Interpreter, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    files = runtime.collect(python, str(tmp_path / "work"))
+    with opened(make_executable(tmp_path / "podwire", files)) as archive:
+        index = {path for _, _, path in archive.files}
+    texts = runtime_licenses.texts(python.library)
+    assert {f"licenses/{name}" for name in texts} <= index
+    assert {"podwire", "MicroPython", "CPython", "click-LICENSE.txt"} <= set(texts)
+    assert any(name.startswith("pyroute2-") for name in texts)
+    assert b"Damien P. George" in texts["MicroPython"]
+    assert b"PYTHON SOFTWARE FOUNDATION" in texts["CPython"].upper()
+    # every library that is packed belongs to a component that licenses/README names
+    readme = texts["README"].decode()
+    libraries = [path for path in index if re.fullmatch(r"lib/[^/]+\.so\.[0-9.]+", path)]
+    assert libraries
+    assert [path for path in libraries if path not in readme] == []
+
+
+def test_the_licences_take_little_room(python: runtime.Interpreter) -> None:
+    texts = runtime_licenses.texts(python.library)
+    assert runtime_licenses.texts(python.library) == texts
+    assert len(runtime.packed({name: File(0o644, text) for name, text in texts.items()})) < 150_000
+
+
+def test_a_text_that_is_not_here_is_named(
+    python: runtime.Interpreter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime_licenses, "_DOC", str(tmp_path))
+    texts = runtime_licenses.texts(python.library)
+    assert "zlib" not in texts
+    assert b"zlib (lib/libz.so.1): no text was found where this was built\n" in texts["README"]
 
 
 # --- shared libraries -------------------------------------------------------------------------
