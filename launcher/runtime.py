@@ -7,6 +7,7 @@ Below the folder it is unpacked into:
     code                 the modules of the standard library, of the packages and of podwire
     lib/python3.11/      extension modules; what the interpreter imports before main.pyc; packages
                          that read files beside their code
+    licenses/            the texts, of all that the executable is made of
 The bytes depend on the interpreter, the packages and podwire's own code; not on the time, nor on
 the folder. Which interpreter: $PODWIRE_PYTHON, else Debian's Python 3.11 (it is built with
 profile-guided optimization and is not position-independent), else the one that runs this.
@@ -24,6 +25,7 @@ import zlib
 from typing import NamedTuple
 
 from launcher import runtime_contents as contents
+from launcher import runtime_licenses as licenses
 from launcher.archive import BLOCK, HEADER
 from launcher.runtime_libs import linker_without_preload, shared_libraries, stripped
 from launcher.source import BuildError
@@ -107,6 +109,8 @@ def collect(python: Interpreter, work: str) -> dict[str, File]:
         files[f"{below}/{os.path.basename(path)}"] = File(0o755, stripped(path))
     for name, path in contents.data_files():
         files[f"{below}/{name}"] = File(0o644, _read(path))
+    for name, text in licenses.texts(python.library).items():
+        files[f"licenses/{name}"] = File(0o644, text)
     return files | _code(python, below, os.path.join(work, "code"))
 
 

@@ -224,7 +224,7 @@ def test_a_folder_where_others_take_nothing_away_is_used(
     listen(str(folder / "agent.sock"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="kernel: only root can give a folder away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away: run as root")
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     folder.mkdir()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cni_plugin.spec import Code
 
-_PROJECT = Path(__file__).parents[2]
+_PROJECT = Path("/work/main")
 _HEADING = re.compile(r"^### (\d+) ([A-Z_]+)\n(?P<text>(?:(?!^#).*\n)+)", re.MULTILINE)
 
 
@@ -51,7 +51,7 @@ def test_the_specifications_codes_keep_their_numbers() -> None:
 
 def test_every_code_but_the_delegates_own_is_in_use() -> None:
     used = set()
-    for folder in ("cni_plugin", "ipam"):
+    for folder in ("cni_plugin", "ipam", "launcher"):
         for path in (_PROJECT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("Code"):
@@ -62,7 +62,7 @@ def test_every_code_but_the_delegates_own_is_in_use() -> None:
 # --- the sample messages ----------------------------------------------------------------------
 
 _HOLE = "\0"  # a value that is filled in; in a sample, what "..." leaves out
-_ITEM = re.compile(r"^- (`[^`]+`(?:,\s+`[^`]+`)*)", re.MULTILINE)
+_ITEM = re.compile(r"^- (?:from the executable: )?(`[^`]+`(?:,\s+`[^`]+`)*)", re.MULTILINE)
 
 
 def samples() -> list[str]:
@@ -87,7 +87,7 @@ def templates() -> tuple[list[list[str]], list[list[str]]]:
     """
     formatted, plain = [], [words(os.strerror(number)) for number in errno.errorcode]
     docstrings = set()
-    for folder in ("cni_plugin", "ipam"):
+    for folder in ("cni_plugin", "ipam", "launcher"):
         for path in (_PROJECT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Expr):
