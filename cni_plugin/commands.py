@@ -76,12 +76,8 @@ def _add(request: Request, node: Node) -> bytes:
             )
             if nodes:
                 cluster.sync(nodes, node.route_socket)
-            if not node.goes_on:
-                attach.announce(node.host, pod, plan)
-            left = node.hand_over(reply)
-        if node.goes_on:
             attach.announce(node.host, pod, plan)
-        return left
+            return node.hand_over(reply)  # from now on the pod is the runtime's
 
 
 def _refuse_no_address(conf: NetConf, leased: Result) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 
 from cni_plugin import runtimes
 from cni_plugin.agent import lock, readiness
-from cni_plugin.kernel import nodelock
 from cni_plugin.spec import CniError, Code
 
 NAME = "podwire"
@@ -217,9 +216,15 @@ def _text(path: str) -> str | None:
 def refuse_agent(socket: str) -> None:
     """Raises CniError 11 when an agent serves at this socket."""
     try:
-        fd = os.open(lock.lock_path(socket), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
+        fd = os.open(lock.lock_path(socket), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as e:
+        raise CniError(
+            Code.IO_FAILURE,
+            f"{lock.lock_path(socket)}: {e.strerror}",
+            "it is no lock of an agent's",
+        ) from e
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
@@ -234,33 +239,12 @@ def refuse_agent(socket: str) -> None:
         os.close(fd)
 
 
-def remove_agent_files(socket: str) -> list[str]:
-    """Remove what agents that have ended left beside their socket; the paths."""
-    base = socket.removesuffix(".sock")
-    paths = [socket, lock.lock_path(socket), readiness.ready_path(socket), f"{base}.log"]
-    return [path for path in paths if _removed(path)]
-
-
-def remove_node_locks() -> list[str]:
-    """Remove lock files that nobody holds: killed processes left them; the paths."""
-    removed = []
-    for name in _names(nodelock.FOLDER):
-        path = os.path.join(nodelock.FOLDER, name)
-        if name.startswith("node-") and name.endswith(".lock"):
-            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            with suppress(BlockingIOError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(path)
-                removed.append(path)
-            os.close(fd)
-    return removed
-
-
 def remove_runtimes(folder: str) -> tuple[list[str], list[str]]:
     """Remove the runtimes in this folder: (paths removed, paths kept as they are in use)."""
     if not _names(folder):
         return [], []
     removed = runtimes.remove_stale(folder, "", unused_s=-(1 << 40))
+    runtimes.remove_leftovers(folder)
     kept = [name for name in _names(folder) if runtimes.is_runtime(name)]
     if not kept:
         _removed(os.path.join(folder, "runtime.lock"))

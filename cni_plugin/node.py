@@ -60,11 +60,6 @@ class Node:
         return self._host
 
     @property
-    def goes_on(self) -> bool:
-        """Whether there is time after the result has been handed over: in an agent there is."""
-        return self._resident is not None
-
-    @property
     def route_socket(self) -> RouteSocket:
         return self.host.route_socket
 

@@ -261,6 +261,18 @@ def remove_stale(folder: str, current: str, unused_s: int = UNUSED_S) -> list[st
         sysio.close(lock)
 
 
+def remove_leftovers(folder: str) -> None:
+    """Remove what killed processes left half made or half removed. Raises OSError."""
+    try:
+        lock = lock_folder(folder, 0)
+    except BusyError:
+        return  # another process is at it
+    try:
+        _remove_leftovers(folder)
+    finally:
+        sysio.close(lock)
+
+
 def _is_stale(folder: str, name: str, current: str, unused_s: int) -> bool:
     if not is_runtime(name) or name == current:
         return False

@@ -10,10 +10,11 @@ from ipaddress import ip_network
 
 import click
 
-from cni_plugin import executable, installation, madefolders, runtimes
+from cni_plugin import executable, installation, leftovers, madefolders, runtimes
 from cni_plugin.client import DEFAULT_SOCKET, SOCKET_VARIABLE
 from cni_plugin.spec import CniError, Code
 from cni_plugin.tool_conf import BIN_DIR, FOLDER
+from ipam import inventory
 
 _INVENTORY = "/etc/podwire/nodes.json"  # where the templates in conf/ have it
 
@@ -56,6 +57,8 @@ def install(bin_dir: str, conf_dir: str | None, subnets: Sequence[str], nodes: s
         raise click.UsageError("--subnet and --nodes exclude each other")
     if conf_dir and not subnets and os.path.exists(_INVENTORY):
         nodes = nodes or _INVENTORY
+    if nodes:
+        inventory.load(nodes)  # better said now than by the first pod
     text = installation.conflist(_checked(subnets), os.path.abspath(nodes) if nodes else "")
     source = _single_file()
     with _clear_refusal():
@@ -104,7 +107,7 @@ def uninstall(bin_dir: str, conf_dir: str | None, socket: str) -> None:
         if conf_dir:
             _uninstall_conflist(conf_dir)
         removed, kept = installation.remove_executable(bin_dir)
-        removed += installation.remove_agent_files(socket) + installation.remove_node_locks()
+        removed += leftovers.agent_files(socket) + leftovers.node_locks()
         folders = _runtime_folders()
         _release_own_runtime()
         for folder in folders:

@@ -70,7 +70,14 @@ def execute(argv: list[bytes], stdin: bytes | None, executable: str = SELF) -> N
     arguments.append(str(len(withheld)))
     arguments.extend(withheld)
     arguments.extend(argv)
-    sysio.execve(arguments[0], arguments, passed)
+    try:
+        sysio.execve(arguments[0], arguments, passed)
+    except OSError as e:
+        raise FailureError(
+            _IO_FAILURE,
+            "can't execute " + str(arguments[0]) + ": " + sysio.strerror(e.errno or 0),
+            "if somebody changed it, remove " + runtime + ": it is unpacked anew",
+        ) from e
 
 
 def _path_of(executable: str) -> str:

@@ -63,7 +63,6 @@ class Connection:
         self._lost_sandbox = False  # one was sent, and we had no descriptor left for it
         self._writing = Lock()
         self.answered = False
-        self.confirmed = False
 
     def close(self) -> None:
         if self._sandbox >= 0:
@@ -136,9 +135,13 @@ class Connection:
 
     def heartbeat(self) -> None:
         """Tell the client that its call is being worked on; never within a reply."""
-        with self._writing:
+        if not self._writing.acquire(blocking=False):
+            return  # the reply is on its way, to a client that may be slow to take it
+        try:
             if not self.answered:
                 self._socket.send(wire.HEARTBEAT, MSG_DONTWAIT | MSG_NOSIGNAL)
+        finally:
+            self._writing.release()
 
     def decline(self, reason: str) -> None:
         """Nothing has been begun: the client is to do the work."""
@@ -150,8 +153,8 @@ class Connection:
 
     def deliver(self, body: bytes) -> None:
         """A result, and wait until the client has written it to its stdout."""
-        waiting.begins()
         self.reply(0, body)
+        waiting.begins()  # and not before: the next leader would take Python's lock from us
         try:
             said = self._socket.recv(1)
         except BlockingIOError:  # too late; from here on it can't confirm, unless it just did
@@ -161,7 +164,6 @@ class Connection:
             with suppress(OSError):
                 self._socket.send(wire.UNDONE, MSG_DONTWAIT | MSG_NOSIGNAL)
             raise OSError(EPIPE, "the client could not pass it on")
-        self.confirmed = True
 
     def gone(self) -> bool:
         """Whether the client has ended without waiting for the reply."""

@@ -8,6 +8,7 @@ away first and serves whoever had connected by then: nobody's call is lost.
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from socket import AF_UNIX, SHUT_RDWR, SOCK_CLOEXEC, SOCK_STREAM, socket
 
@@ -24,6 +25,7 @@ class Listener:
     """
 
     def __init__(self, path: str, lock_fd: int = -1) -> None:
+        _refuse_other(path)
         self.path = path
         try:
             self._lock = lock.take(path) if lock_fd < 0 else lock.inherited(lock_fd, path)
@@ -42,21 +44,37 @@ class Listener:
         except OSError as e:
             raise CniError(Code.IO_FAILURE, f"socket: can't listen at {path}: {e.strerror}") from e
 
+    def is_ours(self) -> bool:
+        """Whether clients still find us: the folder may have been removed, or the name taken."""
+        try:
+            return _identity(self.path) == self._identity
+        except OSError:
+            return False
+
     def withdraw(self) -> None:
         """Take the name away: no new client finds us. `accept` then fails, after those who had
         come before."""
-        with suppress(FileNotFoundError):
-            if _identity(self.path) == self._identity:
-                os.unlink(self.path)
+        if self.is_ours():
+            os.unlink(self.path)
         with suppress(OSError):  # it was withdrawn before
             self.socket.shutdown(SHUT_RDWR)
 
     def close(self) -> None:
         """Give up socket and lock, after `withdraw`."""
         self.socket.close()
-        with suppress(FileNotFoundError):
-            os.unlink(lock.lock_path(self.path))
-        os.close(self._lock)
+        lock.give_back(self.path, self._lock)
+
+
+def _refuse_other(path: str) -> None:
+    """Raises CniError 5 when something at this path is not a socket: it is not ours to replace."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (OSError, ValueError):  # nothing is there, or what is wrong comes out at the next step
+        return
+    if not stat.S_ISSOCK(mode):
+        raise CniError(
+            Code.IO_FAILURE, f"socket: {path} exists, and is no socket", "name another path"
+        )
 
 
 def _bound(path: str) -> socket:

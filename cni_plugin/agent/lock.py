@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from contextlib import suppress
 
 from cni_plugin.spec import CniError, Code
 
@@ -60,6 +61,16 @@ def take(path: str) -> int:
         except BaseException:
             os.close(fd)
             raise
+        os.close(fd)
+
+
+def give_back(path: str, fd: int) -> None:
+    """Remove the lock's file, unless it is a successor's by now, and close it."""
+    try:
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(lock_path(path), follow_symlinks=False), os.fstat(fd)):
+                os.unlink(lock_path(path))
+    finally:
         os.close(fd)
 
 

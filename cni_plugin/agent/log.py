@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
+import select
 import sys
 import time
 from logging.handlers import RotatingFileHandler
-from typing import Any
+from typing import Any, TextIO
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("logfmt", "json")
@@ -53,12 +54,38 @@ def _quoted(text: str) -> str:
     return text if plain else json.dumps(text)
 
 
+class _Stream(logging.StreamHandler[TextIO]):
+    """Drops a line that nobody takes: a reader of our stderr who stopped must not stop the agent.
+
+    A pipe that can be written has room for PIPE_BUF bytes, so no line is longer than that.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if _takes(self.stream):
+            super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record).encode("utf-8", "backslashreplace")
+        if len(line) < select.PIPE_BUF:
+            return line.decode()
+        return line[: select.PIPE_BUF - 8].decode("utf-8", "ignore") + "..."
+
+
+def _takes(stream: TextIO) -> bool:
+    poll = select.poll()
+    try:
+        poll.register(stream, select.POLLOUT)
+    except OSError:
+        return True  # no file of the system's, which nobody reads or does not read
+    return any(event & select.POLLOUT for _, event in poll.poll(0))
+
+
 def opened(level: str, kind: str, path: str = "") -> logging.Logger:
     """The agent's logger; `path` is a file that is rotated at one megabyte, "" for stderr."""
     handler: logging.Handler = (
         RotatingFileHandler(path, maxBytes=_FILE_BYTES, backupCount=1)
         if path
-        else logging.StreamHandler(sys.stderr)
+        else _Stream(sys.stderr)
     )
     handler.setFormatter(_Formatter(kind))
     logging.raiseExceptions = False  # a log that can't be written must not fail a call

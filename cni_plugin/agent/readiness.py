@@ -33,8 +33,12 @@ def announce(socket_path: str, environ: Mapping[str, str]) -> None:
 def retract(socket_path: str, environ: Mapping[str, str]) -> None:
     """The agent takes no more calls."""
     notify(environ, "STOPPING=1\nSTATUS=finishing what was begun")
+    path = ready_path(socket_path)
     with suppress(FileNotFoundError):
-        os.unlink(ready_path(socket_path))
+        with open(path, encoding="ascii", errors="replace") as file:
+            ours = file.read() == f"{os.getpid()}\n"
+        if ours:  # not a successor's
+            os.unlink(path)
 
 
 def notify(environ: Mapping[str, str], state: str) -> None:

@@ -89,11 +89,10 @@ class Server:
         self._ending = True
         withdrawn()
         self._listener.withdraw()
-        for thread in self._threads:
+        for thread in self._threads:  # the list may grow meanwhile
             while thread.is_alive():
-                thread.join(_TICK_S)
-                self._beat()
-                self._lead.term.end_after(_HELD_UP_S)
+                thread.join(_HELD_UP_S)
+                self._keep_going()
         self._reaper.stop()
         self._ended = True
         os.close(self._bell)
@@ -104,7 +103,19 @@ class Server:
         return _HELD_UP_S if self._busy else _TICK_S
 
     def _look_after(self) -> None:
-        """Heartbeats, another worker where all are stuck, the end of an idle agent."""
+        """What keeps calls going, and the end of an idle agent."""
+        ages = self._keep_going()
+        if not self._listener.is_ours():  # who looks after us starts the next one
+            self._logger.error("socket is gone", extra={"fields": {"path": self._listener.path}})
+            self.stop()
+        idle_s = self._options.idle_s
+        if idle_s and not ages and perf_counter() - self._last_call > idle_s:
+            self._logger.info("idle", extra={"fields": {"seconds": idle_s}})
+            self.stop()
+
+    def _keep_going(self) -> list[float]:
+        """Heartbeats, the next leader, more workers where all are stuck; how long each call has
+        been in work, in seconds."""
         self._beat()
         self._lead.term.end_after(_HELD_UP_S)
         now = perf_counter()
@@ -116,10 +127,7 @@ class Server:
                     self._add_worker()
             except RuntimeError as e:  # as many threads as this system gives us
                 self._logger.warning("no more workers", extra={"fields": {"error": str(e)}})
-        idle_s = self._options.idle_s
-        if idle_s and not ages and now - self._last_call > idle_s:
-            self._logger.info("idle", extra={"fields": {"seconds": idle_s}})
-            self.stop()
+        return ages
 
     def _beat(self) -> None:
         now = perf_counter()

@@ -120,9 +120,7 @@ class Worker:
         if status != 0:
             self.close()  # whatever is still on its way to it is not the next call's
         outcome: dict[str, Any] = {"outcome": "ok"} if status == 0 else _failure(body)
-        if connection.confirmed and status != 0:
-            outcome["outcome"] = "not announced"  # the result is delivered, and the pod stays
-        elif connection.answered and status != 0:
+        if connection.answered and status != 0:
             outcome["outcome"] = "undone"  # nobody took the result
         elif not connection.answered:
             try:

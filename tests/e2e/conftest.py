@@ -9,8 +9,19 @@ import pytest
 
 from tests.support import ondemand, require
 from tests.support.cnibin import PluginFolder
+from tests.support.executable import executable
 from tests.support.machine import Machine
 from tests.support.plugin import Config, Plugin
+
+# Where the executable starts its agent by other means than the console script; it has to unpack
+# its runtime on each machine, which is why these are not all.
+_CALLED_BOTH_WAYS = (
+    "test_it_has_nothing_of_its_caller",
+    "test_what_confines_its_caller_confines_it",
+    "test_of_32_calls_at_once_one_starts_it",
+    "test_what_an_agent_leaves_is_in_nobodys_way",
+    "test_its_folder_is_made",
+)
 
 
 @pytest.fixture
@@ -25,12 +36,21 @@ def machine(_nothing_left: None) -> Iterator[Machine]:
 
 @pytest.fixture
 def plugins(
-    machine: Machine, podwire_executable: str, podwire_ipam_executable: str
+    request: pytest.FixtureRequest,
+    machine: Machine,
+    podwire_executable: str,
+    podwire_ipam_executable: str,
 ) -> PluginFolder:
-    """A folder with podwire and podwire-ipam, each execution noted; `.add` puts more into it."""
-    return PluginFolder(
-        machine, {"podwire": podwire_executable, "podwire-ipam": podwire_ipam_executable}
-    )
+    """A folder with podwire and podwire-ipam, each execution noted; `.add` puts more into it.
+
+    They are the self-contained executable; for the fixture `cnitool` the console scripts.
+    """
+    if "cnitool" in request.fixturenames:
+        found = {"podwire": podwire_executable, "podwire-ipam": podwire_ipam_executable}
+    else:
+        found = {"podwire": executable(), "podwire-ipam": machine.path("podwire-ipam")}
+        os.symlink(executable(), found["podwire-ipam"])
+    return PluginFolder(machine, found)
 
 
 @pytest.fixture
@@ -92,10 +112,17 @@ def agents(machine: Machine) -> ondemand.Agents:
     return ondemand.Agents(machine)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.originalname in _CALLED_BOTH_WAYS:
+        metafunc.parametrize("called", ["script", "executable"], indirect=True)
+
+
 @pytest.fixture
-def called(machine: Machine, podwire_executable: str) -> Plugin:
-    """The plugin on the machine, called without a runtime."""
-    return Plugin(podwire_executable, machine)
+def called(request: pytest.FixtureRequest, machine: Machine, podwire_executable: str) -> Plugin:
+    """The plugin on the machine, called without a runtime: the console script, or as a parameter
+    the executable."""
+    by_script = getattr(request, "param", "script") == "script"
+    return Plugin(podwire_executable if by_script else executable(), machine)
 
 
 @pytest.fixture

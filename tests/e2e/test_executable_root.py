@@ -16,7 +16,7 @@ from cni_plugin import runtimes
 from cni_plugin.version import VERSION
 from tests.support.emptyroot import EXECUTABLE, EmptyRoot
 from tests.support.executable import executable
-from tests.support.netns import Namespace
+from tests.support.netns import Namespace, wait_until
 from tests.support.plugin import Config, Plugin
 
 CONF = json.dumps(
@@ -116,6 +116,37 @@ def test_the_tool_with_no_environment_at_all(
         about = root.run(EXECUTABLE, stdin=stdin)
         assert about.returncode == 0
         assert about.stderr.startswith(f"podwire {VERSION}: CNI plugin".encode())
+
+
+def _entering(root: EmptyRoot) -> tuple[str, ...]:
+    """The words before a command that is to live on in the root."""
+    pid = root.path("").split("/")[2]
+    return ("nsenter", f"--target={pid}", "--mount", "--net", f"--root={root.path('')}", "--")
+
+
+def test_an_agent_in_an_empty_root(podwire: str, tmp_path: Path) -> None:
+    """It serves the executable's calls there, and at SIGTERM leaves nothing but its runtime."""
+    with EmptyRoot(str(tmp_path), podwire, root_options="ro") as root:
+        said = tmp_path.parent / f"{tmp_path.name}.log"
+        with open(said, "wb") as log:
+            words = (*_entering(root), EXECUTABLE, "agent", "--log-format=json")
+            agent = subprocess.Popen(words, env={}, stdin=subprocess.DEVNULL, stderr=log)
+        try:
+            ready = Path(root.path("/run/podwire/agent.ready"))
+            wait_until(lambda: ready.exists() or agent.poll() is not None, 30, "agent.ready")
+            assert agent.poll() is None, said.read_text()
+            _attach_and_detach(root)
+            agent.terminate()
+            assert agent.wait(timeout=30) == 0
+        finally:
+            agent.kill()
+            agent.wait()
+        records = [json.loads(line) for line in said.read_text().splitlines()]
+        served = [(r["command"], r["outcome"]) for r in records if r["msg"] == "served"]
+        assert served == [("ADD", "ok"), ("CHECK", "ok"), ("DEL", "ok")]
+        left = [name for name in root.names("/run/podwire") if not name.startswith("runtime")]
+        assert [name for name in left if not name.startswith("node-")] == []
+        assert root.names("/") == ["podwire", "podwire-ipam", "proc", "run", "sys"]
 
 
 def test_podwire_ipam_by_its_name(podwire: str, tmp_path: Path) -> None:

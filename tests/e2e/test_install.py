@@ -139,11 +139,17 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_ino, status.st_mtime_ns
 
 
-def test_the_inventory_of_nodes_instead_of_subnets(node: Node) -> None:
-    _done(node.install("--conf-dir", str(node.conf), "--nodes", "/etc/podwire/nodes.json"))
+def test_the_inventory_of_nodes_instead_of_subnets(node: Node, tmp_path: Path) -> None:
+    project = Path(__file__).parents[2]
+    inventory = tmp_path / "nodes.json"
+    refused = _refused(node.install("--conf-dir", str(node.conf), "--nodes", str(inventory)), 5)
+    assert str(inventory) in refused
+    assert not (node.conf / "10-podwire.conflist").exists()
+    inventory.write_text((project / "conf" / "nodes.example.json").read_text())
+    _done(node.install("--conf-dir", str(node.conf), "--nodes", str(inventory)))
     plugin = json.loads((node.conf / "10-podwire.conflist").read_text())["plugins"][0]
-    template = Path(__file__).parents[2] / "conf" / "10-podwire.conflist"
-    assert plugin == json.loads(template.read_text())["plugins"][0]
+    template = json.loads((project / "conf" / "10-podwire.conflist").read_text())["plugins"][0]
+    assert plugin == template | {"nodes": str(inventory)}
 
 
 def test_an_upgrade_while_the_old_one_runs(node: Node) -> None:

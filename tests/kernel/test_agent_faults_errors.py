@@ -39,8 +39,7 @@ def test_a_system_call_of_an_add_fails(agent_stages, action):
     both = agent_stages()
     for stage in both:
         stage.use()
-    names = both[0].points("ADD")
-    assert both[0].run("DEL").rc == 0
+    names = both[0].fewest_points("ADD")
     worlds = {stage: stage.world() for stage in both}
     if action == "fail":
         numbers = [i for i, n in enumerate(names, 1) if not n.startswith(("write", "recv "))]
@@ -48,9 +47,7 @@ def test_a_system_call_of_an_add_fails(agent_stages, action):
         numbers = [i for i, n in enumerate(names, 1) if n.startswith(("send", "recv"))]
 
     def body(stage: AgentStage, number: int) -> list[str]:
-        stage.agent.arm(f"{action}:{number}")
-        ended = stage.run("ADD")
-        stage.agent.arm("")
+        ended = stage.struck("ADD", f"{action}:{number}", lambda: None)
         if ended.rc == 0:
             found = [] if ended.document().get("ips") else [f"no result: {ended}"]
             deleted = stage.run("DEL")
@@ -72,17 +69,14 @@ def test_a_system_call_of_a_delete_fails(agent_stages):
     for stage in both:
         stage.use()
     worlds = {stage: stage.world() for stage in both}
-    assert both[0].run("ADD").rc == 0
-    names = both[0].points("DEL")
+    names = both[0].fewest_points("DEL")
 
     def body(stage: AgentStage, fault: str) -> list[str]:
-        added = stage.run("ADD")
-        stage.agent.arm(fault)
-        ended = stage.run("DEL")
-        stage.agent.arm("")
+        added = []
+        ended = stage.struck("DEL", fault, lambda: added.append(stage.run_out("ADD")))
         found = [] if ended.rc == 0 and not ended.stdout else refused(ended)
         deleted = stage.run("DEL")
-        if added.rc or deleted.rc or deleted.stdout:
+        if any(one.rc for one in (*added, deleted)) or deleted.stdout:
             found.append(f"{added} {deleted}")
         return found + served_again(stage) + faults.difference(worlds[stage], stage.world())
 

@@ -48,42 +48,63 @@ def recover(stage: AgentStage, way: str) -> list[str]:
     return []
 
 
-def ready(both: list[AgentStage], command: str) -> tuple[list[str], dict[AgentStage, faults.World]]:
-    """The points of the command on a fresh node, or of DEL on one in use, and how the nodes look
-    when nothing is left."""
+def ready(both: list[AgentStage], command: str) -> dict[AgentStage, faults.World]:
+    """How the nodes look when nothing is left: before their first day, or for DEL in use."""
     worlds = {}
     for stage in both:
         if command == "DEL":
             stage.use()
         worlds[stage] = stage.world()
-        if command == "DEL":
-            assert stage.run("ADD").rc == 0
-    names = both[0].points(command)
-    for stage in both:
-        assert stage.run("DEL").rc == 0
-    return names, worlds
+    return worlds
 
 
-def sweep_kills(both: list[AgentStage], command: str, skip: tuple[str, ...]) -> None:
-    """Kill the agent before each point of the command, which is after the one before it, and after
-    the reply."""
-    names, worlds = ready(both, command)
+def points(stage: AgentStage, command: str, fresh: bool) -> list[str]:
+    """What an agent that has just started passes, on a node like those of the sweep."""
+    if command == "DEL":
+        assert stage.run_out("ADD").rc == 0
+    elif fresh:
+        stage.start_over()
+    stage.agent.terminate()
+    stage.agent.start()
+    names = stage.points(command)
+    assert stage.run_out("DEL").rc == 0
     assert len(names) > (20 if command == "ADD" else 8), names
+    return names
+
+
+def kills(names: list[str], skip: tuple[str, ...]) -> list[str]:
+    """Before each point, which is after the one before it, and after the reply."""
     picked = [f"kill:{i}" for i, name in enumerate(names, 1) if not name.startswith(skip)]
-    picked += [f"kill-after:{i}" for i, name in enumerate(names, 1) if name.startswith("sendall")]
+    return picked + [
+        f"kill-after:{i}" for i, name in enumerate(names, 1) if name.startswith("sendall")
+    ]
+
+
+def sweep_kills(
+    both: list[AgentStage], command: str, skip: tuple[str, ...], fresh: bool = False
+) -> None:
+    """Kill the agent at the points of the command on a node in use. With `fresh` at each point on
+    a node's first day, and at every second one in use, most of which are the same."""
+    worlds = ready(both, command)
+    for stage in both:
+        stage.use()  # the first call of all turns forwarding on, which starting over does not undo
+    in_use = kills(points(both[0], command, False), skip)
+    picked = [(fault, False) for fault in in_use[:: 2 if fresh else 1]]
+    if fresh:
+        picked += [(fault, True) for fault in kills(points(both[0], command, True), skip)]
     ways = itertools.cycle(("agent", "alone", "retry"))
 
-    def body(stage: AgentStage, point: tuple[str, str]) -> list[str]:
-        fault, way = point
-        if command == "DEL":
-            assert stage.run("ADD").rc == 0
-        elif int(fault.split(":")[1]) // 2 % 2:
-            stage.start_over()
-        stage.agent.arm(fault)
-        ended = stage.run(command)
-        if ended.rc and stage.agent.wait(5) != -signal.SIGKILL:
-            return [f"it was not killed: {ended}"]
-        stage.agent.close()
+    def body(stage: AgentStage, point: tuple[tuple[str, bool], str]) -> list[str]:
+        (fault, first_day), way = point
+
+        def before() -> None:
+            if command == "DEL":
+                assert stage.run_out("ADD").rc == 0
+            elif first_day:
+                stage.start_over()
+
+        ended = stage.struck(command, fault, before)
+        assert stage.agent.wait() == -signal.SIGKILL
         found = answered(ended, silent=command == "DEL")
         found += recover(stage, way)
         return found + faults.leftovers(worlds[stage], stage.world())
@@ -98,7 +119,7 @@ def sweep_kills(both: list[AgentStage], command: str, skip: tuple[str, ...]) -> 
 def test_killed_at_each_system_call_of_an_add(agent_stages, mode):
     ipam = ("open", "mkdir", "symlink", "rename", "unlink", "link", "utime", "flock", "write")
     skip = ("recv ", "open /proc/sys") + (ipam if mode == "ptp" else ())
-    sweep_kills(agent_stages(mode=mode), "ADD", skip)
+    sweep_kills(agent_stages(mode=mode), "ADD", skip, fresh=mode == "bridge")
 
 
 def test_killed_at_each_system_call_of_a_delete(agent_stages):

@@ -252,11 +252,11 @@ def test_silence_ends_after_ten_seconds(stage, fake, path, podwire_executable):
     """It accepts and never answers: one error 11 after 10 s, from each of several calls."""
     there = fake(whole_request)
     before = stage.world()
-    began = time.monotonic()
     env = stage.env() | {"PODWIRE_SOCKET": path}
     clients = [
         AgentPlugin(one, stage.node) for one in (podwire_executable, executable.executable())
     ]
+    began = time.monotonic()  # after the executable has been built
     started = [
         client.start(command, stage.conf, env)
         for client in clients

@@ -16,11 +16,39 @@ _UNIT = Path(__file__).parents[2] / "conf" / "podwire-agent.service"
 _BITS = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 
 
+# Those of systemd.unit(5), systemd.service(5), systemd.exec(5) and systemd.kill(5) that it uses.
+_KEYS = {
+    "Unit": {"Description", "Documentation", "Before"},
+    "Service": {
+        *("Type", "ExecStart", "Restart", "RestartSec", "TimeoutStopSec", "KillMode"),
+        *("OOMScoreAdjust", "LimitNOFILE", "CapabilityBoundingSet", "NoNewPrivileges"),
+        *("RuntimeDirectory", "RuntimeDirectoryMode", "RuntimeDirectoryPreserve"),
+        *("ProtectSystem", "ProtectClock", "ProtectKernelLogs", "ProtectKernelModules"),
+        *("ProtectControlGroups", "RestrictRealtime", "RestrictSUIDSGID", "LockPersonality"),
+        "SystemCallArchitectures",
+    },
+    "Install": {"WantedBy"},
+}
+_VALUES = {
+    "Type": ("notify",),
+    "Restart": ("always", "on-failure"),
+    "KillMode": ("mixed", "process"),
+    "ProtectSystem": ("yes", "full", "no"),  # not "strict": a call names its files
+    "RestartSec": ("1",),
+    "SystemCallArchitectures": ("native",),
+}
+
+
 @pytest.fixture
-def service() -> configparser.SectionProxy:
-    unit = configparser.RawConfigParser(strict=True)
-    unit.optionxform = str  # type: ignore[assignment,method-assign]
-    unit.read(_UNIT)
+def unit() -> configparser.RawConfigParser:
+    read = configparser.RawConfigParser(strict=True)
+    read.optionxform = str  # type: ignore[assignment,method-assign]
+    read.read(_UNIT)
+    return read
+
+
+@pytest.fixture
+def service(unit) -> configparser.SectionProxy:
     return unit["Service"]
 
 
@@ -44,10 +72,24 @@ def limited(capabilities, make_agent, podwire_executable):
     agent.terminate()
 
 
-def test_the_unit_is_one_that_systemd_takes(tmp_path):
-    copy = tmp_path / _UNIT.name
-    copy.write_text(_UNIT.read_text().replace("/opt/cni/bin/podwire", "/bin/true"))
+def test_the_unit_is_one_that_systemd_takes(unit, tmp_path):
+    """Its keys and values are known ones; where systemd is, that says so too.
+
+    A misspelt key is one that systemd only warns of, and its restriction would be missing.
+    """
+    assert [key for name, keys in _KEYS.items() for key in unit[name] if key not in keys] == []
+    assert set(unit.sections()) == set(_KEYS)
+    assert unit["Service"]["ExecStart"].split() == ["/opt/cni/bin/podwire", "agent"]
+    assert int(unit["Service"]["TimeoutStopSec"]) > 110  # the longest call
+    assert int(unit["Service"]["RuntimeDirectoryMode"], 8) == 0o700
+    for name, values in _VALUES.items():
+        assert unit["Service"][name] in values, name
+    switches = [key for key in unit["Service"] if key.startswith(("Protect", "Restrict", "Lock"))]
+    found = {key: unit["Service"][key] for key in switches if key not in _VALUES}
+    assert found == dict.fromkeys(found, "yes")
     if shutil.which("systemd-analyze"):
+        copy = tmp_path / _UNIT.name
+        copy.write_text(_UNIT.read_text().replace("/opt/cni/bin/podwire", "/bin/true"))
         done = netns.run(["systemd-analyze", "verify", str(copy)], check=False)
         assert (done.returncode, done.stdout + done.stderr) == (0, "")
 

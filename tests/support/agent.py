@@ -7,6 +7,7 @@ calls it serves. `send` and `answer` speak the protocol themselves, for what a c
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import itertools
 import json
@@ -15,18 +16,21 @@ import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cni_plugin import wire
 from cni_plugin.version import VERSION
 from tests.support import netns
-from tests.support.faults import HOOK, Stage
+from tests.support.faults import HOOK, Ended, Stage
 from tests.support.netns import Namespace
 from tests.support.plugin import Plugin
 from tests.support.topology import Topology
 
 _START_S, _END_S = 20, 60
+_ATTEMPTS = 3
+_OPENED, _CLOSED = 0x20, 0x10  # IN_OPEN, IN_CLOSE_NOWRITE of inotify(7)
+_libc = ctypes.CDLL(None, use_errno=True)
 _serial = itertools.count(1)
 
 
@@ -77,6 +81,7 @@ class Agent:
         if not hooked:
             self._env = {}
         self.process: subprocess.Popen | None = None
+        self._watch = -1
 
     # --- life ----------------------------------------------------------------------------------
 
@@ -138,6 +143,11 @@ class Agent:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        self._watch_fault("")
+
+    def lives(self) -> bool:
+        assert self.process is not None
+        return self.process.poll() is None
 
     # --- looking -------------------------------------------------------------------------------
 
@@ -182,7 +192,28 @@ class Agent:
         path = self._env["PODWIRE_FAULT_FILE"]
         with open(path + ".new", "w") as f:
             f.write(f"{fault}:{next(_serial)}" if fault else "")
+        self._watch_fault(path + ".new" if fault else "")
         os.rename(path + ".new", path)
+
+    def _watch_fault(self, path: str) -> None:
+        if self._watch >= 0:
+            os.close(self._watch)
+        self._watch = -1
+        if path:
+            self._watch = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+            watched = _libc.inotify_add_watch(self._watch, path.encode(), _OPENED | _CLOSED)
+            assert watched >= 0, os.strerror(ctypes.get_errno())
+
+    def reached(self) -> int:
+        """How many points have been passed since `arm` set a fault: each opens its file once. The
+        events of closing keep the kernel from making one event of two (inotify(7)). Ask once."""
+        events = b""
+        while True:
+            try:
+                events += os.read(self._watch, 65536)
+            except BlockingIOError:
+                break
+        return sum(mask & _OPENED != 0 for _, mask, _, _ in struct.iter_unpack("iIII", events))
 
     def points(self) -> list[str]:
         """What has been passed since `arm("log:0")`; disarms."""
@@ -216,10 +247,54 @@ class AgentStage(Stage):
     def points(self, command: str) -> list[str]:
         """The names of the points that the agent passes for this call, in order."""
         self.agent.arm("log:0")
-        done = self.run(command)
+        done = self.run_out(command)
         names = self.agent.points()
         assert done.rc == 0, done
         return names
+
+    def fewest_points(self, command: str) -> list[str]:
+        """The shortest of three such lists: a call may read once more what the one before it has
+        left in a netlink socket. Nothing is attached before and after."""
+        found = []
+        for _ in range(3):
+            if command == "DEL":
+                assert self.run_out("ADD").rc == 0
+            found.append(self.points(command))
+            assert self.run_out("DEL").rc == 0
+        return min(found, key=len)
+
+    def run_out(self, command: str) -> Ended:
+        """One call with all that the agent does about it after its reply: then it writes its log,
+        unless it has died."""
+        before = self.agent.text().count("\n")
+        ended = self.run(command)
+
+        def over() -> bool:
+            return not self.agent.lives() or self.agent.text().count("\n") > before
+
+        netns.wait_until(over, 5, f"the end of {command} in the agent", 0.002)
+        return ended
+
+    def struck(self, command: str, fault: str, before: Callable[[], object]) -> Ended:
+        """`before()`, and then a call that meets the fault. AssertionError: the fault never fired.
+
+        A call may read from a netlink socket once more or less than another one did, so that the
+        last points may be out of reach: it is deleted and made again a few times.
+        """
+        action, _, number = fault.partition(":")
+        for _ in range(_ATTEMPTS):
+            before()
+            self.agent.arm(fault)
+            ended = self.run_out(command)
+            if action.startswith("kill"):
+                fired = not self.agent.lives()
+            else:
+                fired = self.agent.reached() >= int(number)
+            self.agent.arm("")
+            if fired:
+                return ended
+            self.run_out("DEL")
+        raise AssertionError(f"the fault never fired: {fault}: {ended}")
 
 
 # --- the wire without a client --------------------------------------------------------------------

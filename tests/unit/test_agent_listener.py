@@ -146,21 +146,28 @@ def test_a_dead_agents_socket_is_replaced(listen: Callable[[str], Listener], pat
         listener.socket.accept()[0].close()
 
 
-@pytest.mark.parametrize("kind", ["file", "link", "socket"])
-def test_whatever_lies_at_the_path_is_replaced(
-    listen: Callable[[str], Listener], path: str, tmp_path: Path, kind: str
+def test_a_socket_that_nobody_listens_at_is_replaced(
+    listen: Callable[[str], Listener], path: str
 ) -> None:
-    (tmp_path / "other").write_text("kept")
-    if kind == "file":
-        Path(path).touch()
-    elif kind == "link":
-        Path(path).symlink_to("other")
-    else:
-        with socket.socket(socket.AF_UNIX) as bound:
-            bound.bind(path)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path)
     listen(path)
     connected(path).close()
-    assert (tmp_path / "other").read_text() == "kept"
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_no_socket_is_not_ours_to_replace(path: str, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "other").write_text("kept")
+    if kind == "file":
+        Path(path).write_text("an inventory, say")
+    else:
+        Path(path).symlink_to("other")
+    before = sorted(tmp_path.iterdir())
+    with nothing_left_open(), pytest.raises(CniError, match="is no socket") as caught:
+        Listener(path)
+    assert caught.value.code == Code.IO_FAILURE
+    assert sorted(tmp_path.iterdir()) == before
+    assert kind == "link" or Path(path).read_text() == "an inventory, say"
 
 
 def test_a_folder_at_the_path_is_an_error(path: str) -> None:

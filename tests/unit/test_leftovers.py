@@ -1,0 +1,36 @@
+"""What `podwire uninstall` removes beside a socket: cni_plugin/leftovers.py."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from cni_plugin import leftovers
+
+
+def test_what_dead_agents_left_goes(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    for name in ("agent.sock", ".podwire-123"):
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(tmp_path / name))
+    (tmp_path / "agent.sock.lock").touch()
+    (tmp_path / "agent.ready").write_text("123\n")
+    (tmp_path / "agent.ready.124").write_text("124\n")
+    (tmp_path / "agent.log").write_text("time=2026-01-01T00:00:00.000Z level=info msg=serving\n")
+    (tmp_path / "agent.log.1").write_text('{"time": "2026-01-01T00:00:00.000Z"}\n')
+    assert len(leftovers.agent_files(str(path))) == 7
+    assert list(tmp_path.iterdir()) == []
+    assert leftovers.agent_files(str(path)) == []
+
+
+@pytest.mark.parametrize("socket_name", ["precious.txt", "app.sock", "app"])
+def test_files_of_others_stay(tmp_path: Path, socket_name: str) -> None:
+    for name in ("precious.txt", "app", "app.sock", "app.sock.lock", "app.log", "app.ready"):
+        (tmp_path / name).write_text("somebody else's")
+    (tmp_path / "precious.txt.lock").mkdir()
+    (tmp_path / "app.lock").symlink_to("precious.txt")
+    before = sorted(tmp_path.iterdir())
+    assert leftovers.agent_files(str(tmp_path / socket_name)) == []
+    assert sorted(tmp_path.iterdir()) == before
