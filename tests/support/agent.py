@@ -28,7 +28,7 @@ from tests.support.plugin import Plugin
 from tests.support.topology import Topology
 
 _START_S, _END_S = 20, 60
-_ATTEMPTS = 3
+_ATTEMPTS = 8
 _OPENED, _CLOSED = 0x20, 0x10  # IN_OPEN, IN_CLOSE_NOWRITE of inotify(7)
 _libc = ctypes.CDLL(None, use_errno=True)
 _serial = itertools.count(1)
@@ -253,10 +253,10 @@ class AgentStage(Stage):
         return names
 
     def fewest_points(self, command: str) -> list[str]:
-        """The shortest of three such lists: a call may read once more what the one before it has
+        """The shortest of five such lists: a call may read once more what the one before it has
         left in a netlink socket. Nothing is attached before and after."""
         found = []
-        for _ in range(3):
+        for _ in range(5):
             if command == "DEL":
                 assert self.run_out("ADD").rc == 0
             found.append(self.points(command))
