@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cni_plugin.spec import Code
 
-_PROJECT = Path("/work/main")
+_PROJECT = Path(__file__).parents[2]
 _HEADING = re.compile(r"^### (\d+) ([A-Z_]+)\n(?P<text>(?:(?!^#).*\n)+)", re.MULTILINE)
 
 
