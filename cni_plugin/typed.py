@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import NamedTuple as NamedTuple
     from typing import NoReturn as NoReturn
     from typing import Protocol as Protocol
+    from typing import Self as Self
 else:
     from collections import namedtuple
 
@@ -26,6 +27,8 @@ else:
     class NoReturn: ...
 
     class Protocol: ...
+
+    class Self: ...
 
     class _Fields(type):
         """Makes a namedtuple of a class body: annotations are its fields, with their defaults."""

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
 _PACKAGE = "pyroute2"
-_RTNL = f"{_PACKAGE}.netlink.rtnl"
+_NETLINK = f"{_PACKAGE}.netlink"
+_RTNL = f"{_NETLINK}.rtnl"
 _CONFIG = f"{_PACKAGE}.config"
 _LINK_KINDS = f"{_RTNL}.ifinfmsg.plugins"
 _AF_BRIDGE = 7
@@ -147,6 +148,10 @@ class _Copy:
             name: _Late(name, partial(__import__, name), attributes)
             for name, attributes in has.items()
         }
+        # nfnetlink's modules define sockets beside their messages, which nobody here opens.
+        sockets = dict.fromkeys(("AsyncNetlinkSocket", "NetlinkSocket", "SyncAPI"), object)
+        for name in (f"{_NETLINK}.nlsocket", f"{_NETLINK}.core"):
+            late[name] = _Late(name, partial(self.load, name), sockets)
         config = {"AF_BRIDGE": _AF_BRIDGE, "data_plugins_pkgs": (), "data_plugins_path": ()}
         late[_CONFIG] = _Late(_CONFIG, partial(self.load, _CONFIG), config)
         late[_LINK_KINDS] = _LateLinkKinds(self)

@@ -12,7 +12,7 @@ What no type here covers (multipath routes, encapsulations) is given to pyroute2
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from types import FunctionType
@@ -41,11 +41,12 @@ class _Type(NamedTuple):
 
 class _Attribute(NamedTuple):
     """`nested` is the class of its content, or a function that chooses it by the attributes
-    beside it; None when `type` says all."""
+    beside it; None when `type` says all. Of an `array` the content is a list of such."""
 
     number: int
     type: _Type | None
     nested: Any
+    array: bool = False
 
 
 # --- types ------------------------------------------------------------------------------------
@@ -68,8 +69,9 @@ def _any_address(data: bytes, _: int) -> str:
     return inet_ntop(AF_INET6 if len(data) > 4 else AF_INET, data)
 
 
+_BYTES = _Type(lambda value, _: value, lambda data, _: data)
 _NUMBERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
-_BIG_ENDIAN = ("be8", "be16", "be32", "be64")
+_BIG_ENDIAN = ("be8", "be16", "be32", "be64", "sbe32")
 _ATOMS = {
     "asciiz": _Type(lambda value, _: value.encode() + b"\0", _text),
     "l2addr": _Type(
@@ -85,6 +87,8 @@ _ATOMS = {
     ),
     # An open file's number; pyroute2's class for it would open a path as well.
     "netns_fd": _number("I"),
+    "cdata": _BYTES,
+    "binary": _BYTES,
 }
 
 
@@ -92,9 +96,14 @@ def _type_of(cls: Any, name: str) -> _Type | None:
     """The type that a table calls `name`, when it is one of those above."""
     if name in _ATOMS:
         return _ATOMS[name]
+    known: Any = getattr(cls, name, None)
     if name in _NUMBERS or name in _BIG_ENDIAN:
-        return _number(getattr(cls, name).fields[0][1])
-    return None
+        return _number(known.fields[0][1])
+    # nfnetlink's: pyroute2 shows a number by its name, a set of flags by theirs, and takes notes
+    # for other programs apart. Here they are the number and the bytes.
+    if hasattr(known, "ops"):
+        return _number(known.fields[0][1])
+    return _BYTES if hasattr(known, "udata_types") or name == "comment" else None
 
 
 # --- layouts ----------------------------------------------------------------------------------
@@ -106,7 +115,10 @@ class Layout:
     def __init__(self, cls: Any) -> None:
         self.cls = cls
         fields = tuple(cls.fields)
-        self._struct = struct.Struct("=" + "".join(code for _, code in fields))
+        codes = "".join(code for _, code in fields)
+        # nfnetlink's header has one field of more than a byte, in network order.
+        order = ">" if "!" in codes else "="
+        self._struct = struct.Struct(order + codes.replace("!", ""))
         self._fields = tuple(name for name, code in fields if code[-1] != "x")
         self._defaults = tuple(cls.defaults.get(name, 0) for name in self._fields)
         self.size = self._struct.size
@@ -117,6 +129,9 @@ class Layout:
                 self._attributes[name] = self._attribute(number, kind)
 
     def _attribute(self, number: int, kind: str) -> _Attribute:
+        element = getattr(self.cls, kind[1:], None) if kind[0] == "*" else None
+        if isinstance(element, type):  # a function's elements are no attributes
+            return _Attribute(number, None, element, array=True)
         known = _type_of(self.cls, kind)
         return _Attribute(number, known, None if known else getattr(self.cls, kind, None))
 
@@ -136,9 +151,11 @@ class Layout:
         parts = [self._struct.pack(*fields), _PADDING[self.size & 3]]
         attrs = value.get("attrs", ())
         for name, content in attrs:
-            number, known, nested = self.attribute(name)
+            number, known, nested, array = self.attribute(name)
             if known is not None:
                 data = known.pack(content, family)
+            elif array:
+                data = _packed_array(nested, content, family)
             else:
                 data = _nested(self.cls, nested, dict(attrs).get, value).encode(content, family)
             parts += (_NLA.pack(len(data) + 4, number), data, _PADDING[len(data) & 3])
@@ -167,6 +184,16 @@ def _nested(cls: Any, nested: Any, get_attr: Callable[[str], Any], fields: Value
     if isinstance(nested, FunctionType):
         nested = nested(_Beside(cls, get_attr, fields))
     return _content(nested)
+
+
+def _packed_array(nested: Any, content: Any, family: int) -> bytes:
+    """Each element as an attribute, numbered from 1 unless its class says otherwise."""
+    parts: list[bytes] = []
+    for index, element in enumerate(content, 1):
+        data = _content(nested).encode(element, family)
+        header = _NLA.pack(len(data) + 4, nested.header_type or index)
+        parts += (header, data, _PADDING[len(data) & 3])
+    return b"".join(parts)
 
 
 @cache  # as many as there are classes
@@ -235,6 +262,8 @@ class Entry:
             return None
         if attribute.type is not None:
             return attribute.type.unpack(self._data[span[0] : span[1]], self._family)
+        if attribute.array:
+            return list(self._elements(_content(attribute.nested), *span))
         try:
             inner = _nested(self._layout.cls, attribute.nested, self.get_attr, self._fields)
         except UncoveredError:
@@ -256,6 +285,14 @@ class Entry:
                 found[number] = (offset + 4, min(offset + length, end))
             offset += length + 3 & ~3
         return found
+
+    def _elements(self, layout: Layout, start: int, end: int) -> Iterator[Entry]:
+        while start + 4 <= end:
+            length, _ = _NLA.unpack_from(self._data, start)
+            if length < 4:
+                return
+            yield Entry(layout, self._data, start + 4, min(start + length, end), self._family)
+            start += length + 3 & ~3
 
     def _by_pyroute2(self, name: str) -> Any:
         """pyroute2's object of an attribute; the header in front must tell the size."""

@@ -1,4 +1,4 @@
-"""A netlink route socket: several requests in one send, one acknowledgement read for all.
+"""A netlink socket: several requests in one send, one acknowledgement read for all.
 
 Rules:
 - A socket belongs to the network namespace it was opened in, and serves one thread.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno as errnos
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from socket import (
     AF_NETLINK,
     SO_BINDTODEVICE,
@@ -27,13 +27,14 @@ from time import sleep
 from cni_plugin.kernel.codec import Entry, decode
 from cni_plugin.kernel.messages import NLM_F_ACK, REPLIES, Message
 from cni_plugin.spec import CniError, Code
+from cni_plugin.typed import Any, Self
 
 _NETLINK_ROUTE = 0
 _SOL_NETLINK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 11, 12
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_DUMP_INTR, _NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x10, 0x100, 0x200
 _NLMSGERR_ATTR_MSG = 1
-_HEADER, _ERROR = struct.Struct("=IHHII"), struct.Struct("=i")
+HEADER, ERROR = struct.Struct("=IHHII"), struct.Struct("=i")
 _RECEIVE = 1 << 16  # the kernel sends 32 KiB at most
 _TIMEOUT = struct.pack("@ll", 20, 0)  # it answers in microseconds; this only bounds a broken one
 _DUMP_TRIES = 60  # two seconds in all
@@ -55,25 +56,32 @@ class KernelError(CniError):
         self.errno = errno
 
 
-class RouteSocket:
-    """An open NETLINK_ROUTE socket of the namespace that was current at construction."""
+class NetlinkSocket:
+    """An open netlink socket of the namespace that was current at construction.
 
-    def __init__(self) -> None:
-        self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, _NETLINK_ROUTE)
+    `protocol` is the kernel's NETLINK_* number; `replies` finds the class of a reply by its type.
+    """
+
+    def __init__(self, protocol: int, replies: Mapping[int, Any]) -> None:
+        self._replies = replies
+        self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
         try:
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
             # Not settimeout(): that makes two system calls of each.
             self._socket.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _TIMEOUT)
+            self._prepare()
         except OSError:
             self._socket.close()
             raise
         self._sequence = 0
 
+    def _prepare(self) -> None:
+        """Further options of the socket; OSError when the kernel has them not."""
+
     def close(self) -> None:
         self._socket.close()
 
-    def __enter__(self) -> RouteSocket:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,10 +90,6 @@ class RouteSocket:
     def fileno(self) -> int:
         """The descriptor, for requests that are no netlink: see `device`."""
         return self._socket.fileno()
-
-    def bind_to_device(self, name: str) -> None:
-        """SO_BINDTODEVICE of socket(7): raises OSError ENODEV for a link that is not there."""
-        self._socket.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, name.encode() + b"\0")
 
     def batch(self, messages: Sequence[Message], ignore: Sequence[int] = ()) -> list[Entry | None]:
         """Send all, wait until the kernel has done all, raise the first failure.
@@ -116,12 +120,12 @@ class RouteSocket:
                     continue  # of an earlier batch, which was given up
                 message = messages[sequence - first]
                 if kind == _NLMSG_ERROR:
-                    errno = -_ERROR.unpack_from(payload)[0]
+                    errno = -ERROR.unpack_from(payload)[0]
                     asked = not message.flags & NLM_F_ACK
                     if errno and errno not in ignore and not (asked and errno in _ABSENT):
-                        failures.append(KernelError(errno, message.what, _hint(flags, payload)))
+                        failures.append(KernelError(errno, message.what, hint(flags, payload)))
                 else:
-                    answers[sequence - first] = decode(REPLIES[kind], payload)
+                    answers[sequence - first] = decode(self._replies[kind], payload)
                 if sequence != last:
                     continue
                 if failures:
@@ -155,20 +159,23 @@ class RouteSocket:
                     continue
                 interrupted = interrupted or bool(flags & _NLM_F_DUMP_INTR)
                 if kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                    errno = -_ERROR.unpack_from(payload)[0]
+                    errno = -ERROR.unpack_from(payload)[0]
                     if errno and errno not in _NOTHING_THERE:
-                        raise KernelError(errno, message.what, _hint(flags, payload))
+                        raise KernelError(errno, message.what, hint(flags, payload))
                     return entries, interrupted
-                entries.append(decode(REPLIES[kind], payload))
+                entries.append(decode(self._replies[kind], payload))
 
-    def _send(self, messages: Sequence[Message]) -> int:
-        """Send the messages as one datagram; the sequence number of the first."""
+    def _send(self, messages: Sequence[Message], as_they_are: bool = False) -> int:
+        """Send the messages as one datagram; the sequence number of the first.
+
+        Only the last asks for an acknowledgement, unless they go as they are.
+        """
         first, last = self._sequence + 1, self._sequence + len(messages)
         parts: list[bytes] = []
         for sequence, (body, kind, flags, _) in enumerate(messages, first):
-            if sequence != last:
+            if sequence != last and not as_they_are:
                 flags &= ~NLM_F_ACK
-            parts += (_HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0), body)
+            parts += (HEADER.pack(HEADER.size + len(body), kind, flags, sequence, 0), body)
         self._sequence = last
         try:
             self._socket.send(b"".join(parts))
@@ -183,20 +190,34 @@ class RouteSocket:
         except OSError as e:
             raise KernelError(e.errno or errnos.ETIMEDOUT, "read the kernel's reply") from e
         offset = 0
-        while offset + _HEADER.size <= len(data):
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-            if length < _HEADER.size:
+        while offset + HEADER.size <= len(data):
+            length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
+            if length < HEADER.size:
                 break
-            yield kind, flags, sequence, data[offset + _HEADER.size : offset + length]
+            yield kind, flags, sequence, data[offset + HEADER.size : offset + length]
             offset += (length + 3) & ~3
 
 
-def _hint(flags: int, payload: bytes) -> str:
+class RouteSocket(NetlinkSocket):
+    """A NETLINK_ROUTE socket: links, addresses, routes, neighbours, traffic control."""
+
+    def __init__(self) -> None:
+        super().__init__(_NETLINK_ROUTE, REPLIES)
+
+    def _prepare(self) -> None:
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+
+    def bind_to_device(self, name: str) -> None:
+        """SO_BINDTODEVICE of socket(7): raises OSError ENODEV for a link that is not there."""
+        self._socket.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, name.encode() + b"\0")
+
+
+def hint(flags: int, payload: bytes) -> str:
     """The kernel's own words on a failure (extended acknowledgement); "" when it gave none."""
     if not flags & _NLM_F_ACK_TLVS:
         return ""
-    length = _HEADER.unpack_from(payload, 4)[0]
-    offset = 4 + (_HEADER.size if flags & _NLM_F_CAPPED else (length + 3) & ~3)
+    length = HEADER.unpack_from(payload, 4)[0]
+    offset = 4 + (HEADER.size if flags & _NLM_F_CAPPED else (length + 3) & ~3)
     while offset + 4 <= len(payload):
         size, kind = struct.unpack_from("=HH", payload, offset)
         if size < 4:

@@ -80,7 +80,7 @@ def _locked(path: str, operation: int, fd: int | None) -> int:
     pause = 0.0002
     while True:
         if fd is None:
-            _make_folder()
+            make_folder()
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             if _taken(path, fd, operation):
@@ -118,7 +118,8 @@ def _unlocked(fd: int) -> bool:
     return True
 
 
-def _make_folder() -> None:
+def make_folder() -> None:
+    """The folder of what lives as long as the kernel; CniError 110 when it is somebody else's."""
     with suppress(FileExistsError):
         os.mkdir(FOLDER, 0o700)
     status = os.lstat(FOLDER)
