@@ -8,6 +8,9 @@ RUNS := $(VENV)/.runs
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq --no-input
 PYTEST_ARGS ?=
+# One more than processors: some tests wait. Whoever has nothing left to do takes over from another.
+WORKERS ?= $(shell expr $$(nproc) + 1)
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov=cni_plugin --cov=ipam --cov=launcher
 
 export PIP_ROOT_USER_ACTION := ignore
 
@@ -44,17 +47,16 @@ format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 test: $(READY) components ## every test, with coverage
-	$(BIN)/python -m pytest --cov=cni_plugin --cov=ipam --cov=launcher --cov-report=term $(PYTEST_ARGS)
+	$(PYTEST) --cov-report=term $(PYTEST_ARGS)
 
 coverage: $(READY) ## the same, and the lines that no test reaches as HTML in build/coverage
-	$(BIN)/python -m pytest --cov=cni_plugin --cov=ipam --cov=launcher --cov-report=term-missing \
-		--cov-report=html:build/coverage $(PYTEST_ARGS)
+	$(PYTEST) --cov-report=term-missing --cov-report=html:build/coverage $(PYTEST_ARGS)
 
 demo: $(RUNS) ## the network of one node and of two, in namespaces of this machine
 	@$(BIN)/podwire lab demo
 
 bench: $(READY) build ## ADD, DEL and IPAM against the Go plugins, beside each other
-	@bash tests/support/install-components.sh ip nsenter /usr/lib/cni/bridge
+	@bash tests/support/install-components.sh ip nsenter iptables iperf3 /usr/lib/cni/bridge
 	@$(BIN)/python -m bench
 
 image: ## a container image

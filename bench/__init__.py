@@ -14,9 +14,17 @@ Rules of the measurement:
     namespaces  network namespaces and files that vanish with the process
     contenders  which executables are compared, and with which configuration
     agents      the agent that serves a contender: started, looked at, ended
+    sites       two pods that traffic flows between
+    byhand      such pods, made with iproute2
+    plugged     such pods, made by plugins
+    iperf       iperf3 between them
     nodes       a contender's node, with sandboxes for its pods
     pods        VERSION, STATUS, ADD, CHECK and DEL, one after the other
     crowd       32 calls at once; one more pod on a full node
+    chain       a pod with host ports and a bandwidth: one call, or a chain of plugins
+    throughput  TCP and small packets: on one node, by route, by VXLAN
+    connections connections a second through a host port, by the number of mapped pods
+    peers       the first ADD of a node that has thousands of peers
     demand      the agent that the first call starts
     soak        10,000 pods through one agent
     ipam        adding and releasing an address at 10 to 60,000 reservations
@@ -24,6 +32,6 @@ Rules of the measurement:
     profiling   where the time of one ADD goes
     results     what was measured, as data and as JSON
     statistic   medians and ratios
-    tables, goals, report, plot
+    tables, rates, goals, report, plot
                 what a reader sees: a terminal, docs/performance.md and .svg
 """

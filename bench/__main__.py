@@ -12,7 +12,7 @@ from bench.agents import AgentError
 from bench.measure import CallFailedError
 from bench.results import Results
 
-RUNS = 30
+RUNS, RUNS_OF_ALL = 30, 60
 _WRITERS: dict[str, Callable[[Results], str]] = {
     "json": results.encode,
     "markdown": report.page,
@@ -52,7 +52,12 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         " $PODWIRE_EXECUTABLE, or build/podwire; $PODWIRE_NEWER names a folder of Go plugins"
         " that know STATUS.",
     )
-    parser.add_argument("--runs", type=int, default=RUNS, help=f"of each command ({RUNS})")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        help=f"of each command, and twice as many slices of a transfer ({RUNS};"
+        f" {RUNS_OF_ALL} with --all)",
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--only",
@@ -60,7 +65,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=tuple(scenarios.SCENARIOS),
         help="only this scenario; may be repeated",
     )
-    which.add_argument("--all", action="store_true", help="soak as well, which takes minutes")
+    which.add_argument("--all", action="store_true", help="soak as well, and more runs: minutes")
     parser.add_argument("--json", metavar="FILE", help="write what was measured, every sample")
     parser.add_argument("--markdown", metavar="FILE", help="write the report as a page")
     parser.add_argument("--svg", metavar="FILE", help="write the medians as a plot")
@@ -72,6 +77,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dir", metavar="DIR", help="make all files here instead of in memory")
     options = parser.parse_args(argv)
+    if options.runs is None:
+        options.runs = RUNS_OF_ALL if options.all else RUNS
     if options.runs < 1:
         parser.error("--runs must be 1 or more")
     return options

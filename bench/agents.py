@@ -18,6 +18,7 @@ from bench.namespaces import Namespace
 _START_S, _END_S = 60.0, 30.0  # a first start unpacks the runtime
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.002
+_QUIET_S = 0.1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -49,7 +50,7 @@ class Agent:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
         try:
             self._await(path)
@@ -68,6 +69,22 @@ class Agent:
     def usage(self) -> Usage:
         return usage(self._process.pid)
 
+    def await_quiet(self) -> None:
+        """Wait until it has used no CPU for _QUIET_S. Raises AgentError if it never stops."""
+        end = monotonic() + _END_S
+        before = -1
+        while (used := self._used()) != before:
+            if monotonic() > end:
+                raise AgentError(f"the agent was still busy after {_END_S:.0f} s")
+            before = used
+            sleep(_QUIET_S)
+
+    def _used(self) -> int:
+        """CPU time, user and system, in clock ticks."""
+        with open(f"/proc/{self._process.pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
     def end(self) -> None:
         """Ask it to end, and wait for that. Raises AgentError when it has to be killed."""
         self._process.terminate()
@@ -79,8 +96,9 @@ class Agent:
             raise AgentError(f"the agent took longer than {_END_S:.0f} s to end") from None
 
 
-def _end_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """For a child, before exec: it gets this signal when the benchmark ends, however it does."""
+    _libc.prctl(_PR_SET_PDEATHSIG, number)
 
 
 def server(path: str) -> int | None:

@@ -16,6 +16,10 @@ from bench.measure import Call
 
 AGENT, ALONE, WHEEL = "podwire, agent", "podwire, no agent", "podwire, wheel"
 PEER, MASQUERADE, NEWER = "Go", "Go, ipMasq", "Go, newer"
+AGENT_MASQUERADE, BY_HAND = "podwire, agent, ipMasq", "by hand"
+CONTROL = "by hand, again"  # what a comparison of equals says
+CHAIN, CHAIN_MASQUERADE = "Go chain", "Go chain, ipMasq"
+PORTMAP = "Go portmap"
 PODWIRE_IPAM, PEER_IPAM = "podwire's IPAM", "Go host-local"
 DEFAULT_PEER_PATH = "/usr/lib/cni"
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -134,6 +138,15 @@ def peers() -> list[Contender]:
         return []
     plain = Contender(PEER, os.path.join(folder, "bridge"), "bridge", folder)
     return [plain, plain._replace(name=MASQUERADE, options={"ipMasq": True})]
+
+
+def masquerading(sides: Sequence[Contender]) -> list[Contender]:
+    """podwire with its agent as a side that masquerades."""
+    return [
+        side._replace(name=AGENT_MASQUERADE, options={**side.options, "ipMasq": True})
+        for side in sides
+        if side.name == AGENT
+    ]
 
 
 def newer() -> list[Contender]:

@@ -6,21 +6,46 @@ from collections.abc import Iterator
 from statistics import median
 from typing import NamedTuple
 
-from bench.contenders import AGENT, ALONE, MASQUERADE, PEER, PODWIRE_IPAM, WHEEL
+from bench import connections, peers, rates, statistic, throughput
+from bench.contenders import (
+    AGENT,
+    AGENT_MASQUERADE,
+    ALONE,
+    CHAIN,
+    CHAIN_MASQUERADE,
+    MASQUERADE,
+    PEER,
+    PODWIRE_IPAM,
+    WHEEL,
+)
 from bench.crowd import AT_ONCE, MANY_PODS, PODS
 from bench.results import Results
-from bench.statistic import percentile
-from bench.tables import table, throughput
+from bench.statistic import Spread, percentile
+from bench.tables import calls_a_second, table
+
+CANNOT_TELL = "can't tell"
 
 
 class Goal(NamedTuple):
-    """`measured` is to be at most `limit`, or at least; None: this run did not tell."""
+    """`measured` is to be at most `limit`, or at least; None: this run did not tell.
+
+    `spread` is known where the ratio of pairs counts, and where chance decides about 1 or 2 %.
+    """
 
     title: str
     limit: float
     measured: float | None
     at_least: bool = False
     unit: str = ""
+    spread: Spread | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Of fewer samples the interval is wider: more of them tell."""
+        spread = self.spread
+        if not self.met and spread is not None and spread.low < self.limit <= spread.high:
+            return CANNOT_TELL
+        return "yes" if self.met else "no"
 
     @property
     def met(self) -> bool:
@@ -41,11 +66,14 @@ def shown(results: Results) -> str:
             goal.title,
             f"{'>=' if goal.at_least else '<='} {goal.limit:g}{goal.unit}",
             f"{goal.measured:.2f}{goal.unit}",
-            "yes" if goal.met else "no",
+            goal.verdict,
         )
         for goal in goals(results)
     ]
     return table(("goal", "limit", "measured", "met"), rows) if rows else ""
+
+
+_CHAINS = (AGENT_MASQUERADE, CHAIN_MASQUERADE)
 
 
 def _all(results: Results) -> Iterator[Goal]:
@@ -54,10 +82,16 @@ def _all(results: Results) -> Iterator[Goal]:
 
     alone = ALONE if results.find("pod", "ADD", ALONE) else WHEEL
     yield Goal("ADD / Go", 0.40, of("pod", "ADD", AGENT, PEER))
-    yield Goal("ADD / Go with ipMasq", 0.18, of("pod", "ADD", AGENT, MASQUERADE))
     yield Goal("DEL / Go", 0.12, of("pod", "DEL", AGENT, PEER))
-    yield Goal("DEL / Go with ipMasq", 0.06, of("pod", "DEL", AGENT, MASQUERADE))
     yield Goal("ADD without an agent / Go", 6, of("pod", "ADD", alone, PEER))
+    masquerade = ("masquerade", AGENT_MASQUERADE, MASQUERADE)
+    for title, scenario, one, other, add, delete in (
+        ("with ipMasq / Go's", *masquerade, 0.18, 0.06),
+        ("with host ports and bandwidth / Go chain", "chain", AGENT, CHAIN, 0.10, 0.10),
+        ("with these and ipMasq / Go chain with it", "chain", *_CHAINS, 0.10, 0.10),
+    ):
+        yield Goal(f"ADD {title}", add, of(scenario, "ADD", one, other))
+        yield Goal(f"DEL {title}", delete, of(scenario, "DEL", one, other))
     for command, factor in (("ADD", 2.5), ("DEL", 1)):
         calls = f"{AT_ONCE} {command}s at once"
         yield Goal(f"{calls}, throughput / Go", factor, _throughput(results, command), True)
@@ -71,6 +105,8 @@ def _all(results: Results) -> Iterator[Goal]:
     )
     yield Goal(f"agent's RSS at {PODS} pods", 60, _rss(results), unit=" MiB")
     yield from _flat(results)
+    yield from _traffic(results)
+    yield from _known(results)
     yield Goal(
         "an address at 60,000 reservations / at 10",
         1.2,
@@ -92,7 +128,7 @@ def _quotient(results: Results, one: Name, other: Name) -> float | None:
 
 
 def _throughput(results: Results, command: str) -> float | None:
-    ours, theirs = (throughput(results, command, side) for side in (AGENT, PEER))
+    ours, theirs = (calls_a_second(results, command, side) for side in (AGENT, PEER))
     return ours / theirs if ours and theirs else None
 
 
@@ -101,6 +137,46 @@ def _p95(results: Results, command: str) -> float | None:
     if found[0] is None or found[1] is None:
         return None
     return percentile(found[0].wall, 95) / percentile(found[1].wall, 95)
+
+
+# --- traffic ----------------------------------------------------------------------------------
+
+_LEAST = {AGENT: 0.98, AGENT_MASQUERADE: 1.0}  # of what is made by hand, of Go's with ipMasq
+
+
+def _traffic(results: Results) -> Iterator[Goal]:
+    """The ratio of pairs: machines change their speed in the minutes that this takes."""
+    for path in throughput.PATHS:
+        for found in results.rates_of(path):
+            held = rates.against(results, found)
+            if held is not None and found.contender in _LEAST:
+                title = f"{found.what}, {path} / {rates.REFERENCES[found.contender]}"
+                yield Goal(title, _LEAST[found.contender], held.median, True, spread=held)
+    few, many = (
+        results.rate("connections", "host port", AGENT, size)
+        for size in (connections.SIZES[0], connections.SIZES[-1])
+    )
+    if few is not None and many is not None:
+        title = f"connections to a host port at {many.size:,} mapped pods / at {few.size:,}"
+        held = statistic.pairs(many.values, few.values)
+        yield Goal(title, 0.95, held.median, True, spread=held)
+
+
+# Of the same messages; the kernel takes longer to put a route among five times as many.
+_CONSTANT = 2.5
+
+
+def _known(results: Results) -> Iterator[Goal]:
+    """Programming 1,000 peers in a second; of a whole first ADD as well, which is more."""
+    for series in results.of("peers"):
+        if series.what in (peers.PROGRAM, peers.FIRST):
+            title = f"{series.what}, {series.size:,} peers, {series.contender}"
+            yield Goal(title, series.size / 1000, median(series.wall) / 1e9, unit=" s")
+    few, many = peers.SIZES
+    for backend in peers.BACKENDS:
+        one = ("peers", peers.PROGRAM_MORE, backend)
+        title = f"one more peer at {many:,} / at {few:,}, {backend}"
+        yield Goal(title, _CONSTANT, _quotient(results, (*one, many), (*one, few)))
 
 
 # --- what the agent holds ---------------------------------------------------------------------

@@ -108,7 +108,7 @@ class _Run:
         stack.callback(os.close, self._stdin)
         self._output, self._stdout = os.pipe()
         stack.callback(os.close, self._output)
-        stack.callback(lambda: self._stdout < 0 or os.close(self._stdout))
+        stack.callback(self._close_stdout)
         try:
             os.write(feed, json.dumps(call.config).encode())  # far below what a pipe holds
         finally:
@@ -116,6 +116,11 @@ class _Run:
         self._stack = stack
         self.handle = -1
         self._begin = self._cpu = self._end = self._status = 0
+
+    def _close_stdout(self) -> None:
+        if self._stdout >= 0:
+            os.close(self._stdout)
+            self._stdout = -1
 
     def start(self) -> None:
         actions = [(os.POSIX_SPAWN_DUP2, self._stdin, 0), (os.POSIX_SPAWN_DUP2, self._stdout, 1)]
@@ -133,8 +138,7 @@ class _Run:
         self._status = os.waitstatus_to_exitcode(status)
 
     def reply(self) -> Reply:
-        os.close(self._stdout)
-        self._stdout = -1
+        self._close_stdout()
         os.set_blocking(self._output, False)  # whoever else holds the other end may keep it
         try:
             said = os.read(self._output, _OUTPUT_BYTES)

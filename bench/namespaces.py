@@ -50,10 +50,9 @@ class Namespace:
         os.close(self._fd)
 
     def veths(self) -> int:
-        """How many links it has besides its loopback and bridges: the host ends of pods."""
+        """How many host ends of pods it has, by the name that all sides give them."""
         with self.entered(), open("/proc/thread-self/net/dev") as lines:
-            names = [line.partition(":")[0].strip() for line in lines if ":" in line]
-        return len([name for name in names if name != "lo" and name != "cni0"])
+            return len([line for line in lines if line.lstrip().startswith("veth")])
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -71,16 +70,23 @@ class Namespace:
 
 @contextmanager
 def memory() -> Iterator[str]:
-    """A folder in memory; the process moves to a mount namespace of its own, and stays there."""
+    """A folder in memory; the process moves to a mount namespace of its own, and stays there.
+
+    /run, where plugins keep what they know of a node, is another folder in memory from then on.
+    """
     with tempfile.TemporaryDirectory(prefix="podwire-bench-") as folder:
         _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
         _checked(_libc.mount(b"none", b"/", None, _MS_PRIVATE_TREE, None), "make / private")
-        path = os.fsencode(folder)
-        _checked(_libc.mount(b"tmpfs", path, b"tmpfs", 0, b"mode=0700"), "mount tmpfs")
+        mounted = []
         try:
+            for path, mode in ((folder, b"mode=0700"), ("/run", b"mode=0755")):
+                encoded = os.fsencode(path)
+                _checked(_libc.mount(b"tmpfs", encoded, b"tmpfs", 0, mode), f"mount {path}")
+                mounted.append(encoded)
             yield folder
         finally:
-            _libc.umount2(path, _MNT_DETACH)
+            for encoded in mounted:
+                _libc.umount2(encoded, _MNT_DETACH)
 
 
 def _checked(result: int, what: str) -> None:

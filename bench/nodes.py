@@ -15,9 +15,10 @@ from bench.agents import Agent, Usage
 from bench.contenders import Contender
 from bench.measure import Call, CallFailedError, Sample, execute, execute_all, succeeded
 from bench.namespaces import Namespace
+from bench.sites import new_namespace
 
 AT_ONCE = 8  # calls that fill a node with pods
-_SETTLE_S = {"ADD": 0.01, "DEL": 0.04}  # the kernel finishes off links behind a call's back
+SETTLE_S = {"ADD": 0.01, "DEL": 0.04}  # the kernel finishes off links behind a call's back
 _GONE_S = 60.0
 
 
@@ -38,7 +39,10 @@ class Place:
 
 
 class Node:
-    """`pods` sandboxes, numbered from 0, that calls refer to. Everything ends with the stack."""
+    """`pods` sandboxes, numbered from 0, that calls refer to. Everything ends with the stack.
+
+    `namespace`: the node's, made and closed by the caller. `options` go into the configuration.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Node:
         stack: ExitStack,
         pods: int,
         families: Sequence[int] = (4,),
+        namespace: Namespace | None = None,
         **options: Any,
     ) -> None:
         room_for_files(pods)
@@ -56,8 +61,7 @@ class Node:
         self.config = {**contenders.bridge_config(f"{folder}/networks", families), **options}
         self._addresses = len(families)
         self._results: dict[int, Any] = {}
-        self.namespace = Namespace(node=True)
-        stack.callback(self.namespace.close)
+        self.namespace = namespace or new_namespace(stack, node=True)
         self._sandboxes = [Namespace() for _ in range(pods)]
         stack.callback(self._close)
         self.agent: Agent | None = None
@@ -76,20 +80,32 @@ class Node:
         while self.namespace.veths() and time.monotonic() < end:
             time.sleep(0.01)
 
-    def call(self, command: str, pod: int) -> Call:
-        """ADD, DEL or CHECK of one pod; CHECK needs its ADD before it."""
-        config = self.config
+    def sandbox(self, pod: int) -> Namespace:
+        return self._sandboxes[pod]
+
+    def result(self, pod: int) -> Any:
+        """What the ADD of the pod printed."""
+        return self._results[pod]
+
+    def address(self, pod: int) -> str:
+        """The first address of the pod, without its prefix."""
+        found: str = self._results[pod]["ips"][0]["address"].partition("/")[0]
+        return found
+
+    def call(self, command: str, pod: int, **more: Any) -> Call:
+        """ADD, DEL or CHECK of one pod; CHECK needs its ADD before it. `more` is configuration."""
+        config = {**self.config, **more}
         if command == "CHECK":
-            config = {**config, "prevResult": self._results[pod]}
+            config["prevResult"] = self._results[pod]
         return self.contender.call(command, config, f"pod-{pod}", self._sandboxes[pod].path)
 
-    def run(self, command: str, pod: int, settle: bool = True) -> Sample:
+    def run(self, command: str, pod: int, settle: bool = True, **more: Any) -> Sample:
         """Execute one call; with `settle`, what it leaves to the kernel is done on return."""
-        sample, said = execute(self.call(command, pod), self.namespace)
+        sample, said = execute(self.call(command, pod, **more), self.namespace)
         if command == "ADD":
             self._accept(pod, said)
         if settle:
-            time.sleep(_SETTLE_S.get(command, 0))
+            time.sleep(SETTLE_S.get(command, 0))
         return sample
 
     def run_all(self, command: str, pods: Sequence[int]) -> list[Sample]:

@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 from bench.contenders import AGENT, ALONE, MASQUERADE, PEER, WHEEL
 from bench.crowd import AT_ONCE
 from bench.results import Results
-from bench.tables import throughput
+from bench.tables import calls_a_second
 
 _WIDTH, _LEFT, _RIGHT = 760, 150, 110
 _BAR, _GAP, _HEAD, _PANEL_GAP, _TOP = 20, 6, 30, 22, 16
@@ -107,7 +107,7 @@ def _medians(results: Results, what: str) -> tuple[Bar, ...]:
 
 
 def _rates(results: Results, what: str) -> tuple[Bar, ...]:
-    rates = [(side, throughput(results, what, side)) for side in _sides(results, "parallel")]
+    rates = [(side, calls_a_second(results, what, side)) for side in _sides(results, "parallel")]
     return tuple(Bar(side, rate, f"{rate:.0f}/s") for side, rate in rates if rate)
 
 

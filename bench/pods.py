@@ -77,6 +77,12 @@ def pods(
     return series_of(scenario, nodes)
 
 
+def masquerade(sides: Sequence[Contender], place: Place, runs: int) -> list[Series]:
+    """ADD and DEL of one pod after the other, on nodes that masquerade."""
+    wanted = [side for side in sides if side.name == MASQUERADE]
+    return pods([*contenders.masquerading(sides), *wanted], place, runs, "masquerade", (4,))
+
+
 def alternate(nodes: Sequence[Node], numbers: Sequence[int], runs: int) -> None:
     """ADD and then DEL of each pod, on all nodes in turns; the first pods are warm-ups."""
     budget = Budget()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench import goals, tables
+from bench import goals, iperf, peers, rates, tables, throughput
+from bench.connections import COPIED
 from bench.contenders import NEWER, PEER_IPAM, PODWIRE_IPAM
 from bench.crowd import AT_ONCE, MANY_PODS, PODS
 from bench.ipam import FILLS
@@ -14,6 +15,8 @@ from bench.results import Results
 PROCESSES = {
     "pod": "A pod with an IPv4 address",
     "dual": "A pod with an IPv4 and an IPv6 address",
+    "masquerade": "A pod on a node that masquerades (ipMasq)",
+    "chain": "A pod with two host ports and a bandwidth",
     "full": f"One more pod on a node that has {PODS}",
     "check": "CHECK",
     "status": "STATUS",
@@ -21,12 +24,44 @@ PROCESSES = {
     "demand": 'An agent on demand (`"agent": "auto"`)',
     "soak": "ADD and DEL without a pause, beside 110 pods",
 }
+PATHS = {
+    throughput.SAME: "Throughput between two pods of one node",
+    throughput.ROUTE: "Throughput between two nodes, by plain routes",
+    throughput.VXLAN: "Throughput between two nodes, by VXLAN",
+}
 _REMARKS = {
+    "chain": "podwire does it in one call. *Go chain*: bridge, portmap and bandwidth, executed one"
+    " after the other as a runtime does it, each with the result of the one before; a DEL goes"
+    " backwards. The time is that of the whole chain.",
     "status": "Go's plugins before 1.5.0 don't know STATUS and answer with an error: that exec is"
     f" what podwire is held against. *{NEWER}* knows it.",
     "demand": "The first ADD finds no agent, is served in process and starts one. The next ones"
     " are served by that.",
 }
+_PATH_EXPLAINED = (
+    "iperf3 runs for all sides at once, and only one of them at a time goes on, for"
+    f" {1000 * iperf.SLICE_S:.0f} ms: so what is compared runs close together. What counts is what"
+    " arrives at the receiving pod's link. Client and server share one CPU, where nothing else"
+    " runs before them: a result is the cost of a byte or a packet on the whole way, the programs"
+    " included.\n"
+    "*by hand*: the same links, addresses and routes made with iproute2, without address"
+    " translation, like podwire without ipMasq. Between nodes, Go's routes are made by hand as"
+    " well. *of pairs*: the median of the ratios of neighbouring slices; *95 % of it*: where that"
+    " lies with this certainty, if only the slices differ. *by hand, again* is a second topology"
+    " like the first: it tells what the method makes of equals."
+)
+_CONNECTIONS_EXPLAINED = (
+    "One connection after the other from outside the node: connect, accept, reset. The pod that is"
+    " measured was made last. The others are mappings without a link, made by calls of the plugins"
+    f" with a result as of another plugin; Go's from the {COPIED}th on are copies of portmap's"
+    " rules, put in by iptables-restore, since portmap takes minutes for so many."
+)
+_PEERS_EXPLAINED = (
+    f"*{peers.PROGRAM}*, *{peers.PROGRAM_MORE}*: routes and the overlay's entries, in process. The"
+    " others are whole ADDs through an agent, the reading and checking of the inventory included"
+    f" when it changed. *{peers.FIRST}*: of a node that knows nobody, with an agent that has just"
+    " started."
+)
 _PAGE = """\
 # Performance
 
@@ -41,28 +76,47 @@ belong to this machine in this hour, and it may have done other work as well.
 
 - *podwire, agent*: the executable, and an agent that runs; *no agent*: the executable alone;
   *wheel*: the script that pip installs, alone.
-- *Go*: the reference plugins bridge and host-local; *ipMasq*: the same, with masquerading.
+- *Go*: the reference plugins bridge and host-local; *ipMasq*: with masquerading.
 - *ratio*: the median divided by the median of Go; *to ipMasq*: by that of Go with masquerading.
 - *of pairs*: the median of the ratios of calls that ran next to each other.
 - *CPU*: user and system time, the processes that a plugin starts included; not the agent's.
 """
 
 
+_GOALS_EXPLAINED = (
+    f"*{goals.CANNOT_TELL}*: missed by less than chance does; more runs tell. The tables below say"
+    " where a ratio lies with a certainty of 95 %."
+)
+
+
 def _sections(results: Results) -> Iterator[tuple[str, str]]:
     if body := goals.shown(results):
-        yield "Goals", body
+        open_ = f"\n\n{_GOALS_EXPLAINED}" if goals.CANNOT_TELL in body else ""
+        yield "Goals", body + open_
     for scenario, title in PROCESSES.items():
         if body := tables.processes(results, scenario):
             remark = _REMARKS.get(scenario)
             yield title, f"{body}\n\n{remark}" if remark else body
         if scenario == "dual" and (body := tables.parallel(results)):
             yield f"{AT_ONCE} at once", f"{body}\n\n{_parallel_explained()}"
+        if scenario == "chain":
+            yield from _traffic(results)
         if scenario == "full" and (body := tables.thousand(results)):
             yield f"One more pod on a node that has {MANY_PODS:,}", body
     if body := tables.held(results):
         yield f"What the agent holds, with {PODS} pods on the node", body
     if body := tables.ipam(results):
         yield "IPAM: the cost of an address", f"{body}\n\n{_ipam_explained(results)}"
+
+
+def _traffic(results: Results) -> Iterator[tuple[str, str]]:
+    for path, title in PATHS.items():
+        if body := rates.paths(results, path):
+            yield title, f"{body}\n\n{_PATH_EXPLAINED}" if path == throughput.SAME else body
+    if body := rates.connections(results):
+        yield "Connections to a host port", f"{body}\n\n{_CONNECTIONS_EXPLAINED}"
+    if body := rates.peers(results):
+        yield "Many nodes", f"{body}\n\n{_PEERS_EXPLAINED}"
 
 
 def _parallel_explained() -> str:

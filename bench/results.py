@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Series(NamedTuple):
@@ -36,6 +36,21 @@ class Held(NamedTuple):
     threads: int
 
 
+class Rates(NamedTuple):
+    """How much went through in a second, in the order it was measured: `unit` is of one value.
+
+    `scenario` and `what` name it ("same node", "TCP"), `contender` is whose it was, `size` how many
+    pods with host ports there were (0 where that is no question).
+    """
+
+    scenario: str
+    what: str
+    contender: str
+    unit: str
+    values: tuple[float, ...]
+    size: int = 0
+
+
 class Results(NamedTuple):
     """One run. `machine` and `contenders` are texts by name, `commands` shell text by title;
     `aliases` says what a page writes in place of a path of this machine."""
@@ -47,6 +62,7 @@ class Results(NamedTuple):
     notes: tuple[str, ...] = ()
     aliases: dict[str, str] = {}  # noqa: RUF012
     held: tuple[Held, ...] = ()
+    rates: tuple[Rates, ...] = ()
 
     def of(self, scenario: str) -> Iterator[Series]:
         return (series for series in self.series if series.scenario == scenario)
@@ -57,11 +73,21 @@ class Results(NamedTuple):
             (s for s in self.series if (s.scenario, s.what, s.contender, s.size) == wanted), None
         )
 
+    def rates_of(self, scenario: str) -> Iterator[Rates]:
+        return (rates for rates in self.rates if rates.scenario == scenario)
+
+    def rate(self, scenario: str, what: str, contender: str, size: int = 0) -> Rates | None:
+        wanted = (scenario, what, contender, size)
+        return next(
+            (r for r in self.rates if (r.scenario, r.what, r.contender, r.size) == wanted), None
+        )
+
 
 def encode(results: Results) -> str:
     document: dict[str, Any] = {"format": FORMAT, **results._asdict()}
     document["series"] = [series._asdict() for series in results.series]
     document["held"] = [held._asdict() for held in results.held]
+    document["rates"] = [rates._asdict() for rates in results.rates]
     return json.dumps(document) + "\n"
 
 
@@ -75,5 +101,8 @@ def decode(text: str) -> Results:
         for entry in document["series"]
     )
     document["held"] = tuple(Held(**entry) for entry in document["held"])
+    document["rates"] = tuple(
+        Rates(**{**entry, "values": tuple(entry["values"])}) for entry in document["rates"]
+    )
     document["notes"] = tuple(document["notes"])
     return Results(**document)

@@ -10,12 +10,32 @@ from contextlib import AbstractContextManager
 from time import monotonic
 from typing import NamedTuple
 
-from bench import contenders, crowd, demand, ipam, machine, namespaces, pods, soak
+from bench import (
+    chain,
+    connections,
+    contenders,
+    crowd,
+    demand,
+    ipam,
+    iperf,
+    machine,
+    namespaces,
+    peers,
+    pods,
+    soak,
+    throughput,
+)
 from bench.contenders import Contender
 from bench.nodes import Place
-from bench.results import Held, Results, Series
+from bench.results import Held, Rates, Results, Series
 
-Found = tuple[list[Series], list[Held]]
+
+class Found(NamedTuple):
+    """What one scenario measured."""
+
+    series: Sequence[Series] = ()
+    held: Sequence[Held] = ()
+    rates: Sequence[Rates] = ()
 
 
 class _Scenario(NamedTuple):
@@ -27,7 +47,11 @@ class _Scenario(NamedTuple):
 
 
 def _only_series(measure: Callable[[Sequence[Contender], Place, int], list[Series]]) -> _Scenario:
-    return _Scenario(lambda sides, place, runs: (measure(sides, place, runs), []))
+    return _Scenario(lambda sides, place, runs: Found(series=measure(sides, place, runs)))
+
+
+def _only_rates(measure: Callable[[Sequence[Contender], Place, int], list[Rates]]) -> _Scenario:
+    return _Scenario(lambda sides, place, runs: Found(rates=measure(sides, place, runs)))
 
 
 SCENARIOS: Mapping[str, _Scenario] = {
@@ -37,13 +61,18 @@ SCENARIOS: Mapping[str, _Scenario] = {
     "dual": _only_series(lambda sides, place, runs: pods.pods(sides, place, runs, "dual", (4, 6))),
     "check": _only_series(pods.checks),
     "parallel": _only_series(crowd.parallel),
-    "full": _Scenario(crowd.full),
+    "full": _Scenario(lambda sides, place, runs: Found(*crowd.full(sides, place, runs))),
     "thousand": _only_series(crowd.thousand),
     "demand": _only_series(demand.demand),
     "ipam": _only_series(
         lambda _, place, __: ipam.ipam(contenders.peer_ipam(), place.new("ipam"))
     )._replace(root=False),
-    "soak": _Scenario(lambda sides, place, _: soak.soak(sides, place), default=False),
+    "masquerade": _only_series(pods.masquerade),
+    "chain": _only_series(chain.chain),
+    "throughput": _only_rates(throughput.throughput),
+    "connections": _only_rates(connections.connections),
+    "peers": _only_series(peers.peers),
+    "soak": _Scenario(lambda sides, place, _: Found(*soak.soak(sides, place)), default=False),
 }
 DEFAULT = tuple(name for name, scenario in SCENARIOS.items() if scenario.default)
 
@@ -58,17 +87,16 @@ def run(wanted: Sequence[str], runs: int, directory: str | None) -> Results:
     if os.geteuid() != 0:
         notes.append("Calls with pods were not measured: network namespaces need root.")
         wanted = [name for name in wanted if not SCENARIOS[name].root]
-    series: list[Series] = []
-    held: list[Held] = []
+    if "throughput" in wanted:
+        notes += throughput.missing()
+    found: list[Found] = []
     begin = monotonic()
     with _folder(directory) as folder:
         about = machine.describe(folder)
         place = Place(folder)
         for name in wanted:
             print(f"{monotonic() - begin:4.0f} s  measuring {name}", file=sys.stderr, flush=True)
-            more, looks = SCENARIOS[name].measure(sides, place, runs)
-            series += more
-            held += looks
+            found.append(SCENARIOS[name].measure(sides, place, runs))
         peer_ipam = contenders.peer_ipam() if "ipam" in wanted else None
         described = [*sides, *contenders.newer(), *([peer_ipam] if peer_ipam else [])]
         versions = {s.name: contenders.describe(s.at("", place.runtime)) for s in described}
@@ -77,11 +105,12 @@ def run(wanted: Sequence[str], runs: int, directory: str | None) -> Results:
     return Results(
         machine=about,
         contenders=versions,
-        commands=_commands(sides, peer_ipam),
-        series=tuple(series),
+        commands=_commands(wanted, sides, peer_ipam),
+        series=tuple(series for each in found for series in each.series),
         notes=tuple(notes),
         aliases=_aliases(sides),
-        held=tuple(held),
+        held=tuple(held for each in found for held in each.held),
+        rates=tuple(rates for each in found for rates in each.rates),
     )
 
 
@@ -91,8 +120,14 @@ def _folder(directory: str | None) -> AbstractContextManager[str]:
     return tempfile.TemporaryDirectory(prefix="podwire-bench-", dir=directory)
 
 
-def _commands(sides: Sequence[Contender], peer_ipam: Contender | None) -> dict[str, str]:
+def _commands(
+    wanted: Sequence[str], sides: Sequence[Contender], peer_ipam: Contender | None
+) -> dict[str, str]:
     found = pods.commands(sides)
+    if "chain" in wanted:
+        found |= chain.commands(sides)
+    if "throughput" in wanted:
+        found |= iperf.commands()
     if peer_ipam is not None:
         found |= ipam.commands(peer_ipam)
     return found

@@ -5,10 +5,17 @@ A function returns "" for what was not measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
-from bench.contenders import MASQUERADE, PEER, PEER_IPAM, PODWIRE_IPAM
+from bench.contenders import (
+    CHAIN,
+    CHAIN_MASQUERADE,
+    MASQUERADE,
+    PEER,
+    PEER_IPAM,
+    PODWIRE_IPAM,
+)
 from bench.ipam import SCATTERED
 from bench.results import Results, Series
 from bench.statistic import percentile, ratio, summary
@@ -39,10 +46,18 @@ def milliseconds(ns: float) -> str:
 # --- processes --------------------------------------------------------------------------------
 
 
+# The heads of the columns with ratios, and whom they are to.
+_COLUMNS: Mapping[str, Sequence[tuple[str, str]]] = {
+    "pod": (("ratio", PEER), ("of pairs", PEER), ("to ipMasq", MASQUERADE)),
+    "masquerade": (("ratio", MASQUERADE), ("of pairs", MASQUERADE)),
+    "chain": (("ratio", CHAIN), ("of pairs", CHAIN), ("to ipMasq", CHAIN_MASQUERADE)),
+}
+
+
 def processes(results: Results, scenario: str) -> str:
     """One line for each command and contender of a scenario, with ratios to Go's."""
     found = list(results.of(scenario))
-    columns = [("ratio", PEER), ("of pairs", PEER), ("to ipMasq", MASQUERADE)]
+    columns = _COLUMNS.get(scenario, _COLUMNS["pod"])
     present = {series.contender for series in found}
     shown = [entry for entry in columns if entry[1] in present]
     head = ["ms", "runs", "min", "median", "p95", "CPU", *(name for name, _ in shown)]
@@ -80,7 +95,7 @@ def parallel(results: Results) -> str:
     for each in results.of("parallel"):
         whole = results.find("parallel", f"{each.what}s", each.contender, each.size)
         if whole is not None:
-            rate, rate_to_go = _beside_go(results, each, throughput)
+            rate, rate_to_go = _beside_go(results, each, calls_a_second)
             p95, p95_to_go = _beside_go(results, each, _p95)
             rows.append(
                 (
@@ -113,7 +128,7 @@ def _p95(results: Results, what: str, contender: str) -> float:
     return 0.0
 
 
-def throughput(results: Results, what: str, contender: str) -> float:
+def calls_a_second(results: Results, what: str, contender: str) -> float:
     """Calls a second, of the median round; 0 when that was not measured."""
     for series in results.of("parallel"):
         if (series.what, series.contender) == (f"{what}s", contender):

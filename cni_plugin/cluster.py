@@ -1,34 +1,59 @@
-"""The network of several nodes: the inventory, this node's place in it, the routes to the others.
+"""The network of several nodes: the inventory, this node's place in it, the paths to the others.
 
-Orders what `ipam.inventory` and `ipam.routes` decide and what `kernel` knows and does. Absent an
-inventory there is no cluster, and nothing here is called.
+Orders what `ipam.inventory`, `ipam.overlaps` and `paths` decide and do. Absent an inventory there
+is no cluster, and nothing here is called.
 """
 
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 
-from cni_plugin.kernel import observe
+from cni_plugin import paths
+from cni_plugin.crossnode import CrossNode
+from cni_plugin.kernel import observe, overlay
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.nodelock import node_lock
 from cni_plugin.kernel.routetable import KernelRouteTable
+from cni_plugin.paths import Changes, State, Survey
 from cni_plugin.spec import IPInterface, IPNetwork
 from cni_plugin.typed import NamedTuple
 from ipam import inventory as inventories
 from ipam import overlaps, routes
+from ipam import peers as node_peers
 from ipam.inventory import Inventory, Node
 
 LocalAddresses = tuple[tuple[str, IPInterface], ...]  # with the links' names
 
 
 class Cluster(NamedTuple):
-    """All nodes, and which of them this one is."""
+    """All nodes, which of them this one is, and how the others' pods are to be reached.
+
+    `surveys` holds what `pod_mtu` found out of the network, for the `sync` of the same call.
+    """
 
     inventory: Inventory
     own: Node
+    cross: CrossNode
+    surveys: list[Survey]
 
 
-def join(path: str, node_name: str, route_socket: RouteSocket) -> Cluster:
+class Mtus(NamedTuple):
+    """Sizes in bytes, 0 for what is not there: `underlay` is the least MTU of the paths to the
+    peers, by `link` as far as it is one; `overlay` what its device should have and `device` what
+    it has; `pods` what a new pod gets."""
+
+    link: str
+    underlay: int
+    overlay: int
+    device: int
+    pods: int
+
+
+# --- which nodes there are ----------------------------------------------------------------------
+
+
+def join(path: str, node_name: str, cross: CrossNode, route_socket: RouteSocket) -> Cluster:
     """Read the inventory at `path`, find this node in it, refuse subnets that overlap.
 
     Raises CniError: 5 and 7 for the file, 106 for an overlap.
@@ -38,17 +63,19 @@ def join(path: str, node_name: str, route_socket: RouteSocket) -> Cluster:
     named = [node for node in known.nodes if node.name == node_name]
     if not (named and named[0].networks):  # then the inventory says all; a dump can be long
         local = observe.local_addresses(route_socket)
-    found = identify(known, node_name, local)
+    found = identify(known, node_name, local, cross)
     refuse_overlaps(found, local)
     return found
 
 
-def identify(known: Inventory, node_name: str, local: LocalAddresses) -> Cluster:
+def identify(
+    known: Inventory, node_name: str, local: LocalAddresses, cross: CrossNode | None = None
+) -> Cluster:
     """Find this node, which has the addresses `local`; subnets may overlap, to be looked at."""
     own = inventories.find_self(
         known, node_name, os.uname().nodename, lambda: [address.ip for _, address in local]
     )
-    return Cluster(known, own)
+    return Cluster(known, own, cross or CrossNode(), [])
 
 
 def refuse_overlaps(cluster: Cluster, local: LocalAddresses) -> None:
@@ -70,37 +97,125 @@ def _node_networks(own: Node, local: LocalAddresses) -> list[tuple[str, IPNetwor
     return [(link, address.network) for link, address in local if address.ip in own.addresses]
 
 
-def sync(cluster: Cluster, route_socket: RouteSocket) -> routes.Changes:
-    """Bring the routes to the other nodes in line with the inventory; what was changed.
+def direct(cluster: Cluster) -> tuple[IPNetwork, ...]:
+    """What pods reach with their own addresses: all pod subnets, and all nodes' addresses as
+    networks of one address."""
+    found: list[IPNetwork] = []
+    for node in cluster.inventory.nodes:
+        found += node.pod_cidrs
+        found += [ip_network(address) for address in node.addresses]
+    return tuple(found)
+
+
+# --- the paths to their pods --------------------------------------------------------------------
+
+
+def survey(cluster: Cluster, route_socket: RouteSocket) -> Survey:
+    """The path to each peer as it should be, as the network is now; raises CniError 7."""
+    return paths.survey(cluster.inventory, cluster.own, cluster.cross, route_socket)
+
+
+def observed(cluster: Cluster, found: Survey, route_socket: RouteSocket) -> State:
+    """The paths as the kernel has them; raises CniError 103."""
+    mac = node_peers.vtep_mac(cluster.cross.vni, cluster.own.name)
+    return paths.observe(found, cluster.cross, mac, route_socket)
+
+
+def sync(cluster: Cluster, route_socket: RouteSocket) -> Changes:
+    """Bring the routes to the other nodes and the overlay in line with the inventory, all of it or
+    nothing; what was changed.
 
     The common case, nothing to do, takes no lock.
     """
-    table = KernelRouteTable(route_socket)
-    wanted = routes.desired(cluster.inventory, cluster.own)
-    if not routes.difference(wanted, table.owned()):
-        return routes.Changes()
+    found = cluster.surveys.pop() if cluster.surveys else survey(cluster, route_socket)
+    if paths.in_line(found, observed(cluster, found, route_socket)):
+        return Changes()
     with node_lock(exclusive=True):
-        return routes.sync(table, wanted)
+        state = observed(cluster, found, route_socket)
+        return paths.converge(found, state, route_socket)
+
+
+def pod_mtu(cluster: Cluster, route_socket: RouteSocket) -> int:
+    """The MTU of new pods by the paths to the peers, in bytes; 0 when there are none.
+
+    Raises CniError as `paths.refuse_unfit` does.
+    """
+    found = survey(cluster, route_socket)
+    paths.refuse_unfit(found, route_socket)
+    cluster.surveys[:] = [found]
+    return _pod_mtu(found, route_socket)
+
+
+def _pod_mtu(found: Survey, route_socket: RouteSocket) -> int:
+    sizes = [paths.plain_mtu(found, route_socket)]
+    if found.device is not None:
+        sizes.append(found.device.vxlan.mtu)
+    return min((size for size in sizes if size), default=0)
+
+
+def mtus(cluster: Cluster, route_socket: RouteSocket) -> Mtus:
+    """The sizes to look at; changes nothing."""
+    found = survey(cluster, route_socket)
+    pods = _pod_mtu(found, route_socket)
+    if found.device is None or found.carrier is None:
+        return Mtus("", paths.plain_mtu(found, route_socket), 0, 0, pods)
+    device = observed(cluster, found, route_socket).device
+    return Mtus(
+        found.carrier.name,
+        found.carrier.mtu,
+        found.device.vxlan.mtu,
+        device.vxlan.mtu if device else 0,
+        pods,
+    )
 
 
 def refuse_obstructed(cluster: Cluster, route_socket: RouteSocket) -> None:
-    """For STATUS: what would keep `sync` from making the routes that are missing.
+    """For STATUS: what would keep `sync` from making what is missing.
 
-    Raises CniError 103 for another program's route in the way of one, 104 for a node whose
-    address is not on a link of this node.
+    Raises CniError 103 for another program's route or link in the way, 104 for a node whose
+    address is not on a link of this node, 7 for an underlay that is not there.
     """
+    found = survey(cluster, route_socket)
+    state = observed(cluster, found, route_socket)
+    paths.refuse_unfit(found, route_socket)
+    changes = routes.difference(found.peers.routes, state.routes)
     table = KernelRouteTable(route_socket)
-    wanted = routes.desired(cluster.inventory, cluster.own)
-    changes = routes.difference(wanted, table.owned())
     table.refuse_obstructed([*changes.add, *changes.replace])
     table.refuse_distant([*changes.add, *changes.replace])
 
 
 def missing(cluster: Cluster, route_socket: RouteSocket) -> list[str]:
-    """For CHECK: each route to another node that is not there, in words."""
-    wanted = routes.desired(cluster.inventory, cluster.own)
-    changes = routes.difference(wanted, KernelRouteTable(route_socket).owned())
-    return [
+    """For CHECK: what is missing on the way to other nodes, in words."""
+    found = survey(cluster, route_socket)
+    state = observed(cluster, found, route_socket)
+    changes = routes.difference(found.peers.routes, state.routes)
+    words = [
         f"the node's route to {route.dst} via {route.via} (node {route.node}) is missing"
         for route in changes.add + changes.replace
+    ]
+    if found.device is None:
+        return words
+    name = found.device.vxlan.name
+    if state.device is None:
+        return [f"the overlay's device {name} does not exist", *words]
+    if not overlay.same(found.device, state.device):
+        words.append(f"the overlay's device {name} is not as it should be")
+    lost = overlay.lacking(found.entries, state.entries)
+    if lost:
+        words.append(f"{name} lacks {lost} neighbours and forwarding entries")
+    return words
+
+
+def remove_overlay(route_socket: RouteSocket) -> list[str]:
+    """For `podwire uninstall`: remove our overlay devices and our routes to other nodes; what was
+    removed, in words."""
+    with node_lock(exclusive=True):
+        devices = overlay.strays(route_socket)
+        for name in devices:
+            overlay.remove(route_socket, name)
+        table = KernelRouteTable(route_socket)
+        left = table.owned()
+        table.work(routes.difference((), left), left)
+    return [f"link {name}" for name in devices] + [
+        f"route to {route.dst} via {route.via}" for route in left
     ]

@@ -14,13 +14,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
-from cni_plugin import cluster, datapath, inspection, leases, names, netconf, results
+from cni_plugin import (
+    additions,
+    chained,
+    datapath,
+    inspection,
+    leases,
+    names,
+    netconf,
+    results,
+    upkeep,
+)
+from cni_plugin.additions import Way
+from cni_plugin.datapath import PodNetwork
 from cni_plugin.fields import Fields, as_object, invalid
 from cni_plugin.kernel import attach, detach, privileges
 from cni_plugin.kernel.netns import NotANamespaceError
-from cni_plugin.netconf import NetConf
-from cni_plugin.node import Node, all_or_nothing, cluster_of, leases_of, sandbox
+from cni_plugin.netconf import NetConf, is_chained
+from cni_plugin.node import Node, all_or_nothing, cluster_of, leases_of, record_of, sandbox
+from cni_plugin.records import NetworkRecord
 from cni_plugin.spec import Attachment, CniError, Code, Request, Result
 
 _VALID_ATTACHMENTS = "cni.dev/valid-attachments"
@@ -61,8 +75,12 @@ def run_ipam(request: Request, node: Node) -> bytes:
 def _add(request: Request, node: Node) -> bytes:
     conf = netconf.parse(request)
     privileges.require()
+    if conf.chained:
+        return chained.add(request, node, conf)
     with sandbox(node, request.netns) as fd, attach.entered(fd) as pod:
         nodes = cluster_of(conf, node)
+        if nodes and not conf.mtu:
+            conf = conf._replace(mtu=upkeep.pod_mtu(node.fabric, record_of(conf)))
         source = leases_of(request, node, nodes)
         attach.refuse_existing(pod, request.attachment.ifname)
         with all_or_nothing() as undo:
@@ -70,14 +88,24 @@ def _add(request: Request, node: Node) -> bytes:
             undo.callback(source.delete)
             _refuse_no_address(conf, leased)
             plan = datapath.plan(conf, request.attachment, leased, source.gateways())
+            way = Way(plan.host.name, plan.bridge.name if plan.bridge else plan.host.name)
+            pod_ips = tuple(address.ip for address in plan.pod.addresses)
+            wanted = additions.plan(conf, request.attachment, way, pod_ips)
             applied = attach.attach(node.host, pod, plan, undo)
+            additions.limit(node, wanted, way, undo)
             reply = results.encode_result(
                 datapath.result(conf, plan, request.netns, applied), request.version
             )
-            if nodes:
-                cluster.sync(nodes, node.route_socket)
+            upkeep.keep(node.fabric, _record(conf, plan, source), nodes)
+            additions.open_ports(node, wanted, undo)
             attach.announce(node.host, pod, plan)
             return node.hand_over(reply)  # from now on the pod is the runtime's
+
+
+def _record(conf: NetConf, plan: PodNetwork, source: leases.Leases) -> NetworkRecord:
+    """What the node has to keep up: for the subnets of all ranges, as far as they are known."""
+    ranges = (gateway.network for gateway in source.gateways())
+    return record_of(conf, tuple(dict.fromkeys((*plan.subnets, *ranges))))
 
 
 def _refuse_no_address(conf: NetConf, leased: Result) -> None:
@@ -96,7 +124,11 @@ def _delete(request: Request, node: Node) -> bytes:
     source = leases.of(request, node.environ, strict=False)
     with ExitStack() as stack:
         sandbox = stack.enter_context(_sandbox_if_any(node, request.netns))
-        node.remove_link(names.host_veth_name(request.network, request.attachment))
+        additions.close_ports(node, request.network, request.attachment)
+        network, attachment = request.network, request.attachment
+        # To ask for what most pods lack costs least before what they have (`Reaper.remove`).
+        links = names.ifb_name(network, attachment), names.host_veth_name(network, attachment)
+        node.remove_links(*links)
         if sandbox is not None:
             detach.remove_pod_link(
                 sandbox, request.attachment.ifname, lambda: _listed(request) or source.holds()
@@ -124,15 +156,18 @@ def _sandbox_if_any(node: Node, path: str) -> Iterator[int | None]:
 
 
 def _listed(request: Request) -> bool:
-    """Whether prevResult names the interface: proof that an ADD of this attachment succeeded."""
+    """Whether prevResult names the interface: proof that an ADD of this attachment succeeded.
+
+    Chained podwire has made no link, and the one that prevResult names is another plugin's.
+    """
     try:
         previous = _previous(request)
     except CniError:
         return False  # DEL goes on without a prevResult that can't be read
+    if previous is None or is_chained(request, previous):
+        return False
     name = request.attachment.ifname
-    return previous is not None and any(
-        interface.name == name and interface.sandbox for interface in previous.interfaces
-    )
+    return any(i.name == name and i.sandbox for i in previous.interfaces)
 
 
 def _previous(request: Request) -> Result | None:
@@ -154,21 +189,27 @@ def _collect(request: Request, node: Node) -> bytes:
         return b""
     failures: list[CniError] = []
     kept = set(valid)
-    try:
-        strays = _stray_links(request, node, source, valid)
-    except CniError as e:
-        failures.append(e)
-        strays = {}
-    for name, attachment in strays.items():
+
+    def attempt(step: Callable[[], object], attachment: Attachment | None = None) -> None:
         try:
-            node.remove_link(name)
+            step()
         except CniError as e:
             failures.append(e)
-            kept.add(attachment)  # its link is in use, and so are its addresses
-    try:
-        source.collect(frozenset(kept))
-    except CniError as e:
-        failures.append(e)
+            if attachment is not None:
+                kept.add(attachment)  # what is still in use keeps its addresses
+
+    def close_ports() -> None:
+        for attachment in additions.port_strays(node, request.network, valid).values():
+            close = partial(additions.close_ports, node, request.network, attachment)
+            attempt(close, attachment)
+
+    def remove_links() -> None:
+        for name, attachment in _stray_links(request, node, source, valid).items():
+            attempt(partial(node.remove_links, name), attachment)
+
+    attempt(close_ports)
+    attempt(remove_links)
+    attempt(lambda: source.collect(frozenset(kept)))
     if failures:
         raise CniError(
             failures[0].code if len(failures) == 1 else Code.GC_INCOMPLETE,
@@ -181,7 +222,7 @@ def _collect(request: Request, node: Node) -> bytes:
 def _stray_links(
     request: Request, node: Node, source: leases.Leases, valid: frozenset[Attachment]
 ) -> dict[str, Attachment]:
-    """Host veths of attachments that are not valid, by name.
+    """Links of attachments that are not valid, by name: host veths, and what limits their traffic.
 
     Found by their aliases, and by the names that the reservations imply: an ADD that was killed
     early has a link without an alias.
@@ -194,6 +235,7 @@ def _stray_links(
     }
     for attachment in source.stale(valid):
         strays.setdefault(names.host_veth_name(request.network, attachment), attachment)
+        strays.setdefault(names.ifb_name(request.network, attachment), attachment)
     return strays
 
 

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_network
 
 from cni_plugin import names
 from cni_plugin.netconf import NetConf
+from cni_plugin.ruleset import ISOLATED
 from cni_plugin.spec import (
     Attachment,
     CniError,
@@ -72,8 +73,8 @@ class PodLink(NamedTuple):
 class PodNetwork(NamedTuple):
     """Everything an ADD makes in the kernel. `bridge` is None in mode ptp; `mtu` 0 is its default.
 
-    `forwarding` lists the IP versions for which the node must forward; `leases` is what the pod
-    holds, as the runtime is told.
+    `forwarding` lists the IP versions for which the node must forward; `subnets` are the networks
+    that the leases lie in; `leases` is what the pod holds, as the runtime is told.
     """
 
     bridge: Bridge | None
@@ -82,6 +83,7 @@ class PodNetwork(NamedTuple):
     mtu: int
     enable_dad: bool
     forwarding: tuple[int, ...]
+    subnets: tuple[IPNetwork, ...]
     leases: Result
 
 
@@ -113,6 +115,7 @@ def plan(
 
     Raises CniError 7 when the configuration and the leases don't fit together.
     """
+    subnets = tuple(dict.fromkeys(ip.address.network for ip in leases.ips))
     leases = _settled(conf, leases)
     versions = tuple(sorted({ip.address.version for ip in leases.ips}))
     refuse_small_mtu(conf, versions)
@@ -128,6 +131,7 @@ def plan(
         mtu=conf.mtu,
         enable_dad=conf.enable_dad,
         forwarding=versions if conf.is_gateway else (),
+        subnets=subnets,
         leases=leases,
     )
 
@@ -162,7 +166,7 @@ def _host_veth(conf: NetConf, attachment: Attachment, ips: tuple[IPConfig, ...])
         mac=names.derived_mac("host", name),
         alias=names.alias(conf.network, attachment),
         hairpin=conf.hairpin,
-        isolated=conf.port_isolation,
+        isolated=conf.port_isolation or conf.ingress_policy == ISOLATED,
         addresses=tuple(_host_interface(gateway) for gateway in gateways) if ptp else (),
         routes=tuple(ip.address.network for ip in ips) if ptp else (),
     )

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from cni_plugin import cluster, datapath, leases, netconf, results, skel
+from cni_plugin import (
+    additions,
+    chained,
+    cluster,
+    datapath,
+    leases,
+    netconf,
+    results,
+    skel,
+    upkeep,
+)
+from cni_plugin.additions import Way
 from cni_plugin.drift import drift
 from cni_plugin.fields import Fields
 from cni_plugin.kernel import bridge, observe, privileges
-from cni_plugin.node import Node, cluster_of, leases_of, sandbox
+from cni_plugin.node import Node, cluster_of, leases_of, record_of, sandbox
+from cni_plugin.ruleset import OPEN
 from cni_plugin.spec import CniError, Code, Request, Result, Route
 from cni_plugin.typed import NamedTuple
 
@@ -22,6 +34,8 @@ def check(request: Request, node: Node) -> bytes:
             "prevResult: missing, and CHECK compares with it",
             "the runtime passes the result of ADD as prevResult",
         )
+    if conf.chained:
+        return _verdict(chained.check(request, node, conf))
     nodes = cluster_of(conf, node)
     source = leases_of(request, node, nodes)
     with sandbox(node, request.netns) as fd:
@@ -37,14 +51,21 @@ def check(request: Request, node: Node) -> bytes:
             plan.bridge.name if plan.bridge else "",
         )
     found = drift(plan, mine.mac, seen)
-    if nodes:
-        found += cluster.missing(nodes, node.route_socket)
+    way = Way(plan.host.name, plan.bridge.name if plan.bridge else plan.host.name)
+    pod_ips = tuple(address.ip for address in plan.pod.addresses)
+    wanted = additions.plan(conf, request.attachment, way, pod_ips)
+    found += additions.differences(node, wanted, way)
+    found += upkeep.differences(node.fabric, record_of(conf, plan.subnets))
     try:
         source.check([ip.address.ip for ip in mine.leases.ips])
     except CniError as e:
         if e.code != Code.CHECK_FAILED:
             raise
         found.append(e.msg)
+    return _verdict(found)
+
+
+def _verdict(found: list[str]) -> bytes:
     if found:
         raise CniError(
             Code.CHECK_FAILED, "; ".join(found), "delete the pod, so that it is made anew"
@@ -119,6 +140,8 @@ def status(request: Request, node: Node) -> bytes:
             bridge.refuse_unusable(node.route_socket, conf.bridge, gateways)
         if nodes:
             cluster.refuse_obstructed(nodes, node.route_socket)
+        if conf.ip_masq or conf.maps_ports or conf.ingress_policy != OPEN:
+            node.fabric.netfilter.generation()  # a kernel without nftables refuses
     except CniError as e:
         if e.code >= Code.POOL_EXHAUSTED or e.code == Code.IO_FAILURE:
             raise CniError(Code.NOT_AVAILABLE, e.msg, e.details) from e

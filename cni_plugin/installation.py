@@ -140,7 +140,13 @@ def remove_executable(bin_dir: str) -> tuple[list[str], list[str]]:
 def conflist(subnets: Sequence[str], nodes: str) -> str:
     """The configuration of a node: with an inventory of nodes, or with the node's own subnets."""
     ipam: dict[str, Any] = {"type": "host-local"}
-    plugin: dict[str, Any] = {"type": NAME, "bridge": "cni0", "hairpinMode": True}
+    plugin: dict[str, Any] = {
+        "type": NAME,
+        "bridge": "cni0",
+        "hairpinMode": True,
+        "ipMasq": True,
+        "capabilities": {"portMappings": True, "bandwidth": True},
+    }
     if nodes:
         plugin["nodes"] = nodes
     else:

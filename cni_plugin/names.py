@@ -25,6 +25,11 @@ def host_veth_name(network: str, attachment: Attachment) -> str:
     return "veth" + _digest(network, *attachment).hex()[:11]
 
 
+def ifb_name(network: str, attachment: Attachment) -> str:
+    """The name of the device through which the pod's own traffic is shaped: 48 bits of a hash."""
+    return "pwi" + _digest(network, *attachment).hex()[:12]
+
+
 def alias_prefix(network: str) -> str:
     """How the alias of each host veth of a network begins; GC finds the network's links by it."""
     return f"podwire {_fitted(network, 96)} "

@@ -1,8 +1,10 @@
 """A podwire network configuration, typed: every option, and every error that names its field.
 
 The option names are those of the Go bridge plugin and keep their meaning; podwire's own are
-`mode`, `nodes`, `nodeName`, `agent`, `agentSocket` and `agentIdle`. What an option means to a
-reader is in docs/config.md. The last three are acted on by the client and by `on_demand`.
+`mode`, `nodes`, `nodeName`, `backend`, `vxlan`, `underlay`, `nonMasqueradeCIDRs`,
+`acceptForwarding`, `agent`, `agentSocket` and `agentIdle`. What an option means to a reader is in
+docs/config.md. What belongs together is read by a module of its own: `crossnode`, `shaping`,
+`hostports`, `agentconf`.
 
 `parse` is for ADD, CHECK and STATUS: it takes the whole configuration and refuses what is wrong.
 DEL and GC do without it. They need no more than `Request.network`, `ipam_type` and ipam.dataDir,
@@ -11,31 +13,31 @@ because a pod must go away even when somebody broke the configuration meanwhile.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from cni_plugin.fields import Fields, as_object, invalid, shown
+from cni_plugin import agentconf, crossnode, hostports, macs, names, shaping
+from cni_plugin.crossnode import CrossNode
+from cni_plugin.fields import Fields, as_network, as_object, invalid, shown
+from cni_plugin.hostports import PortOptions
 from cni_plugin.memo import Memo
 from cni_plugin.results import decode_dns, decode_result
+from cni_plugin.ruleset import INGRESS_POLICIES
+from cni_plugin.shaping import Bandwidth
 from cni_plugin.skel import ifname_problem
-from cni_plugin.spec import DNS, CniError, Code, Request, Result
+from cni_plugin.spec import DNS, CniError, Code, IPNetwork, Request, Result
 from cni_plugin.typed import Any, NamedTuple
 
 DEFAULT_BRIDGE = "cni0"
 MODES = ("bridge", "ptp")
-ON_DEMAND = "auto"
-AGENTS = ("", ON_DEMAND, "never")
-_IDLE_S, _LONGEST_IDLE_S = 300, 86_400
 _MTU_LOW, _MTU_HIGH = 68, 65535  # RFC 791 and the kernel's limit for veth
-_MAC = re.compile(
-    r"[0-9a-f]{2}(?:([:-])[0-9a-f]{2})(?:\1[0-9a-f]{2}){4}|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2}"
-)
-_LONGEST_SOCKET_PATH = 107  # bytes; sun_path of unix(7), less the zero at its end
-_NO_SEPARATORS = str.maketrans("", "", ":-.")
 
 
 class NetConf(NamedTuple):
-    """What ADD, CHECK and STATUS work from. `mtu` 0 and `mac` "" leave the choice to podwire."""
+    """What ADD, CHECK and STATUS work from. `mtu` 0 and `mac` "" leave the choice to podwire.
+
+    `maps_ports`: pods of the network have host ports, this one or others.
+    `chained`: an earlier plugin of the chain made the pod's link, and podwire only adds to it.
+    """
 
     network: str
     mode: str
@@ -51,18 +53,18 @@ class NetConf(NamedTuple):
     mac: str
     dns: DNS | None
     ipam_type: str
+    ip_masq: bool
+    non_masquerade: tuple[IPNetwork, ...]
+    ingress_policy: str
+    accept_forwarding: bool
     nodes: str
     node_name: str
+    cross_node: CrossNode
+    bandwidth: Bandwidth
+    ports: PortOptions
+    maps_ports: bool
     prev_result: Result | None
-
-
-class AgentConf(NamedTuple):
-    """`mode` is one of AGENTS, `socket` "" for the usual one; `idle_s`: seconds without a call
-    after which an agent that was started on demand ends."""
-
-    mode: str
-    socket: str
-    idle_s: int
+    chained: bool = False
 
 
 def parse(request: Request) -> NetConf:
@@ -72,7 +74,7 @@ def parse(request: Request) -> NetConf:
     """
     asked = request.cni_args.get("MAC", "")
     conf: NetConf = _KNOWN.of(lambda: _parse(request), request.config, request.network, asked)
-    return conf
+    return conf._replace(chained=True) if is_chained(request, conf.prev_result) else conf
 
 
 _KNOWN = Memo()
@@ -81,12 +83,13 @@ _KNOWN = Memo()
 def _parse(request: Request) -> NetConf:
     fields = Fields(request.conf)
     _refuse_unsupported(fields)
-    agent(fields)
+    agentconf.parse(fields)
     mode = fields.text("mode", MODES[0])
     if mode not in MODES:
         raise invalid("mode", mode, f"expected one of {', '.join(MODES)}")
     nodes = fields.text("nodes")
     kind = ipam_type(request.conf)
+    ports = hostports.parse(fields)
     # A pod that is routed, by mode or to other nodes, is of no use without a way out.
     default_gateway = fields.flag("isDefaultGateway", mode == "ptp" or bool(nodes))
     conf = NetConf(
@@ -101,11 +104,19 @@ def _parse(request: Request) -> NetConf:
         port_isolation=fields.flag("portIsolation"),
         enable_dad=fields.flag("enabledad"),
         mtu=_mtu(fields),
-        mac=_mac(request),
+        mac=macs.asked(request),
         dns=_dns(fields),
         ipam_type=kind,
+        ip_masq=fields.flag("ipMasq"),
+        non_masquerade=tuple(as_network(*reversed(e)) for e in fields.items("nonMasqueradeCIDRs")),
+        ingress_policy=_ingress_policy(fields, mode),
+        accept_forwarding=fields.flag("acceptForwarding", default=True),
         nodes=nodes,
         node_name=fields.text("nodeName"),
+        cross_node=crossnode.parse(fields),
+        bandwidth=shaping.parse(fields),
+        ports=ports,
+        maps_ports=bool(ports.mappings) or fields.child("capabilities").flag("portMappings"),
         prev_result=_prev_result(fields, request.version),
     )
     _refuse_combinations(conf)
@@ -127,20 +138,32 @@ def ipam_type(conf: Mapping[str, Any]) -> str:
     return kind
 
 
-_UNSUPPORTED = ("ipMasq", "macspoofchk", "disableContainerInterface", "vlan", "vlanTrunk")
-_CHAINABLE = {"portMappings": "portmap", "bandwidth": "bandwidth"}
+_UNSUPPORTED = ("macspoofchk", "disableContainerInterface", "vlan", "vlanTrunk")
 
 
 def _refuse_unsupported(fields: Fields) -> None:
     """Error 2 for each option of the reference that podwire lacks, when it would do something."""
-    runtime = fields.child("runtimeConfig")
     fields.flag("preserveDefaultVlan")
-    fields.text("ipMasqBackend")
+    _masquerade_backend(fields)
     for key in _UNSUPPORTED:
         _refuse(fields, key, "this version of podwire does not do it: remove the field")
-    for key, plugin in _CHAINABLE.items():
-        remedy = f"chain the plugin {plugin} after podwire, and declare the capability there"
-        _refuse(runtime, key, f"this version of podwire does not do it: {remedy}")
+
+
+def _masquerade_backend(fields: Fields) -> None:
+    backend = fields.text("ipMasqBackend")
+    if backend not in ("", "nftables"):
+        wanted = 'expected "nftables" or ""'
+        raise invalid("ipMasqBackend", backend, wanted, "podwire masquerades by nftables alone")
+
+
+def _ingress_policy(fields: Fields, mode: str) -> str:
+    policy = fields.text("ingressPolicy") or INGRESS_POLICIES[0]
+    if policy not in INGRESS_POLICIES:
+        raise invalid("ingressPolicy", policy, f"expected one of {', '.join(INGRESS_POLICIES)}")
+    if policy != INGRESS_POLICIES[0] and mode == "ptp":
+        wanted = "expected open, since the others tell bridges apart and mode is ptp"
+        raise invalid("ingressPolicy", policy, wanted)
+    return policy
 
 
 def _refuse(fields: Fields, key: str, remedy: str) -> None:
@@ -160,26 +183,6 @@ def _asks_nothing(value: object) -> bool:
     return value is None or value is False or value == 0 or value in ("", [])
 
 
-def agent(fields: Fields) -> AgentConf:
-    """What a configuration says about agents. Raises CniError 7 for a wrong value."""
-    mode = fields.text("agent")
-    if mode not in AGENTS:
-        raise invalid("agent", mode, 'expected "auto", "never" or "" (an agent that runs serves)')
-    path = fields.text("agentSocket")
-    if path and not _is_socket_path(path):
-        wanted = f"expected an absolute path of at most {_LONGEST_SOCKET_PATH} bytes"
-        raise invalid("agentSocket", path, wanted)
-    return AgentConf(mode, path, fields.integer("agentIdle", 1, _LONGEST_IDLE_S) or _IDLE_S)
-
-
-def _is_socket_path(path: str) -> bool:
-    try:
-        encoded = path.encode()
-    except UnicodeError:  # JSON can write halves of characters
-        return False
-    return path[0] == "/" and "\0" not in path and len(encoded) <= _LONGEST_SOCKET_PATH
-
-
 def _bridge_name(fields: Fields) -> str:
     name = fields.text("bridge") or DEFAULT_BRIDGE
     problem = ifname_problem(name)
@@ -193,37 +196,6 @@ def _mtu(fields: Fields) -> int:
     if mtu and mtu < _MTU_LOW:
         raise invalid("mtu", mtu, f"expected 0 or a number from {_MTU_LOW} to {_MTU_HIGH}")
     return mtu
-
-
-def _mac(request: Request) -> str:
-    """The MAC asked for; precedence as in the reference: CNI_ARGS < args.cni < runtimeConfig."""
-    fields = Fields(request.conf)
-    chosen = ""
-    for path, value in _macs(fields, request.cni_args):
-        if not value:
-            continue
-        if not _MAC.fullmatch(value.lower()):
-            raise _bad_mac(path, value, "expected a MAC address such as 02:42:0a:f4:00:05")
-        digits = value.lower().translate(_NO_SEPARATORS)
-        chosen = ":".join(digits[i : i + 2] for i in range(0, 12, 2))
-        if int(chosen[:2], 16) & 1 or chosen == "00:00:00:00:00:00":
-            raise _bad_mac(path, value, "expected a unicast MAC address")
-    return chosen
-
-
-def _macs(fields: Fields, cni_args: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    yield "CNI_ARGS: MAC", cni_args.get("MAC", "")
-    args = fields.child("args").child("cni")
-    runtime = fields.child("runtimeConfig")
-    yield args.at("mac"), args.text("mac")
-    yield runtime.at("mac"), runtime.text("mac")
-
-
-def _bad_mac(path: str, value: str, wanted: str) -> CniError:
-    error = invalid(path, value, wanted)
-    if path.startswith("CNI_ARGS"):
-        error.code = Code.INVALID_ENVIRONMENT
-    return error
 
 
 def _dns(fields: Fields) -> DNS | None:
@@ -248,6 +220,16 @@ def _prev_result(fields: Fields, version: str) -> Result | None:
     if value is None:
         return None
     return decode_result(as_object(value, "prevResult"), version)
+
+
+def is_chained(request: Request, previous: Result | None) -> bool:
+    """Whether an earlier plugin made the pod's link: there are no addresses to hand out, and
+    `previous` holds the attachment's interface, but no host veth of podwire's."""
+    if previous is None or ipam_type(request.conf):
+        return False
+    own = names.host_veth_name(request.network, request.attachment)
+    made = any(i.name == request.attachment.ifname and i.sandbox for i in previous.interfaces)
+    return made and all(i.name != own for i in previous.interfaces)
 
 
 def _refuse_combinations(conf: NetConf) -> None:

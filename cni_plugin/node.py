@@ -8,12 +8,15 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from cni_plugin import cluster, leases
+from cni_plugin import fabric as fabrics
+from cni_plugin.fabric import Fabric
 from cni_plugin.kernel import detach
 from cni_plugin.kernel.attach import Host, host
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.netns import open_sandbox
 from cni_plugin.netconf import NetConf
-from cni_plugin.spec import CniError, Code, Request
+from cni_plugin.records import NetworkRecord
+from cni_plugin.spec import CniError, Code, IPNetwork, Request
 from cni_plugin.typed import NamedTuple
 
 
@@ -21,13 +24,15 @@ class Resident(NamedTuple):
     """What an agent lends to a call that it serves; all of it stays the agent's.
 
     `open_sandbox` opens the network namespace that the runtime named by a path: the caller closes
-    it. `host` is the worker's own way to the node's kernel. `remove_link` deletes a host veth by
-    name, and returns when it is gone; it raises CniError 104 when the kernel refuses.
+    it. `host` is the worker's own way to the node's kernel. `remove_links` deletes links by
+    name, and returns when it is gone; it raises CniError 104 when the kernel refuses. `fabric` is
+    the worker's way to what the node's networks share.
     """
 
     open_sandbox: Callable[[str], int]
     host: Host
-    remove_link: Callable[[str], None]
+    remove_links: Callable[..., None]
+    fabric: Fabric
 
 
 class Node:
@@ -49,6 +54,7 @@ class Node:
         self._deliver = deliver
         self._resident = resident
         self._host: Host | None = None
+        self._fabric: Fabric | None = None
 
     @property
     def host(self) -> Host:
@@ -58,6 +64,15 @@ class Node:
         if self._host is None:
             self._host = host()
         return self._host
+
+    @property
+    def fabric(self) -> Fabric:
+        """What the node's networks share; opened when first needed."""
+        if self._resident is not None:
+            return self._resident.fabric
+        if self._fabric is None:
+            self._fabric = Fabric(self.route_socket)
+        return self._fabric
 
     @property
     def route_socket(self) -> RouteSocket:
@@ -80,15 +95,15 @@ class Node:
             ) from e
         return b""
 
-    def remove_link(self, name: str) -> None:
-        """Delete a host veth, and with it the pod's end; no-op when there is none.
+    def remove_links(self, *names: str) -> None:
+        """Delete links, and with a host veth the pod's end; no-op for those that are not there.
 
-        When this returns both are gone. Raises CniError 104 when the kernel refuses.
+        When this returns all are gone. Raises CniError 104 when the kernel refuses.
         """
         if self._resident is None:
-            detach.remove_host_veth(self.route_socket, name)
+            detach.remove_links(self.route_socket, *names)
         else:
-            self._resident.remove_link(name)
+            self._resident.remove_links(*names)
 
     def open_sandbox(self, path: str) -> int:
         """The network namespace at `path`; the caller closes it. Errors: `netns.open_sandbox`."""
@@ -96,6 +111,9 @@ class Node:
         return opened(path)
 
     def close(self) -> None:
+        if self._fabric is not None:
+            self._fabric.close()
+            self._fabric = None
         if self._host is not None:
             self._host.close()
             self._host = None
@@ -134,7 +152,25 @@ def sandbox(node: Node, path: str) -> Iterator[int]:
 def cluster_of(conf: NetConf, node: Node) -> cluster.Cluster | None:
     if not conf.nodes:
         return None
-    return cluster.join(conf.nodes, conf.node_name, node.route_socket)
+    return fabrics.cluster_of(node.fabric, record_of(conf))
+
+
+def record_of(conf: NetConf, subnets: tuple[IPNetwork, ...] = ()) -> NetworkRecord:
+    """What the node has to keep up for the network, whose pods here have addresses of `subnets`."""
+    return NetworkRecord(
+        network=conf.network,
+        subnets=subnets,
+        masquerade=conf.ip_masq,
+        direct=conf.non_masquerade,
+        bridge=conf.bridge if conf.mode == "bridge" else "",
+        ingress_policy=conf.ingress_policy,
+        accept_forwarding=conf.accept_forwarding,
+        nodes=conf.nodes,
+        node_name=conf.node_name,
+        host_ports=conf.maps_ports,
+        mark_bit=conf.ports.mark_bit,
+        cross_node=conf.cross_node,
+    )
 
 
 def leases_of(request: Request, node: Node, nodes: cluster.Cluster | None) -> leases.Leases:

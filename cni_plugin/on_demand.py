@@ -16,7 +16,7 @@ import signal
 from collections.abc import Mapping
 from json import loads
 
-from cni_plugin import executable, netconf
+from cni_plugin import agentconf, executable
 from cni_plugin.agent import lock
 from cni_plugin.client import DEFAULT_SOCKET, SOCKET_VARIABLE
 from cni_plugin.dispatch import complain
@@ -33,8 +33,8 @@ def start_if_wanted(stdin: bytes, environ: Mapping[str, str]) -> None:
     told on stderr and harms no one, for the call itself has been served.
     """
     try:
-        conf = netconf.agent(Fields(loads(stdin)))
-        if conf.mode == netconf.ON_DEMAND:
+        conf = agentconf.parse(Fields(loads(stdin)))
+        if conf.mode == agentconf.ON_DEMAND:
             start(conf.socket or environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET, conf.idle_s)
     except lock.BusyError:
         pass  # one serves, or is about to

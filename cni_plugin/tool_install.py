@@ -12,6 +12,8 @@ import click
 
 from cni_plugin import executable, installation, leftovers, madefolders, runtimes
 from cni_plugin.client import DEFAULT_SOCKET, SOCKET_VARIABLE
+from cni_plugin.kernel import privileges
+from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.spec import CniError, Code
 from cni_plugin.tool_conf import BIN_DIR, FOLDER
 from ipam import inventory
@@ -96,13 +98,15 @@ def install(bin_dir: str, conf_dir: str | None, subnets: Sequence[str], nodes: s
     show_default=True,
     help="The agent's socket, which may be left by one that was killed.",
 )
-def uninstall(bin_dir: str, conf_dir: str | None, socket: str) -> None:
-    """Remove what install made, unpacked runtimes and what agents left.
+@click.option("--force", is_flag=True, help="Cut off the pods that are still attached.")
+def uninstall(bin_dir: str, conf_dir: str | None, socket: str, force: bool) -> None:
+    """Remove what install made, unpacked runtimes, what agents left, and all in the kernel.
 
-    A running agent has to be stopped first. What is not ours stays, an edited conflist included.
-    Addresses of pods stay reserved: DEL the pods before.
+    A running agent has to be stopped first, and the pods have to be gone. What is not ours stays:
+    an edited conflist, a bridge that was there before. Addresses of pods stay reserved.
     """
     installation.refuse_agent(socket)
+    _uninstall_datapath(force)
     with _clear_refusal():
         if conf_dir:
             _uninstall_conflist(conf_dir)
@@ -157,6 +161,25 @@ def _clear_refusal() -> Iterator[None]:
         raise CniError(
             Code.PERMISSION_DENIED, f"{e.filename}: {e.strerror}", "run it as root"
         ) from e
+
+
+def _uninstall_datapath(force: bool) -> None:
+    """Rules, links, routes and what the node remembers of them."""
+    from cni_plugin import teardown  # loads all that speaks to the kernel
+
+    try:
+        privileges.require()
+    except CniError as e:
+        click.echo(f"rules, links and routes: not looked at ({e.msg})", err=True)
+        return
+    with RouteSocket() as route_socket:
+        if not force:
+            teardown.refuse_pods(route_socket)
+        removed, kept = teardown.datapath(route_socket)
+    for what in removed:
+        click.echo(f"{what}: removed")
+    for what in kept:
+        click.echo(what)
 
 
 def _uninstall_conflist(conf_dir: str) -> None:

@@ -1,4 +1,4 @@
-"""`podwire routes`: the routes to the other nodes, desired against actual."""
+"""`podwire routes`: the paths to the other nodes, desired against actual."""
 
 from __future__ import annotations
 
@@ -11,55 +11,89 @@ import click
 
 from cni_plugin import cluster, netconf, tool_conf, tool_output
 from cni_plugin.cluster import Cluster, LocalAddresses
-from cni_plugin.kernel import observe, privileges
+from cni_plugin.crossnode import CrossNode
+from cni_plugin.kernel import observe, overlay, privileges
 from cni_plugin.kernel.netlink import RouteSocket
-from cni_plugin.kernel.routetable import KernelRouteTable
+from cni_plugin.paths import Changes, State, Survey
 from cni_plugin.spec import CniError, Code
 from ipam import inventory as inventories
 from ipam import routes as node_routes
 
 
 class RouteRow(NamedTuple):
-    """One route to another node. `state` is ok, missing, wrong gateway or stale; `actual` is the
-    gateway that the kernel has, None when it has no route; `node` is None for a stale one."""
+    """One route to another node. `path` is direct or vxlan. `state` is ok, missing, wrong gateway,
+    incomplete (the route is right, and the overlay lacks what leads to the node) or stale;
+    `actual` is the gateway that the kernel has, None when it has no route; `node` is None for a
+    stale one."""
 
     dst: str
     via: str
     node: str | None
+    path: str
     state: str
     actual: str | None
 
 
-def find_node(path: str, node_name: str, route_socket: RouteSocket) -> Cluster:
+def find_node(
+    path: str, node_name: str, route_socket: RouteSocket, cross: CrossNode | None = None
+) -> Cluster:
     """The inventory and this node in it, overlaps or not: to look at, not to act on."""
     return cluster.identify(
-        inventories.load(path), node_name, observe.local_addresses(route_socket)
+        inventories.load(path), node_name, observe.local_addresses(route_socket), cross
     )
 
 
 def compare(found: Cluster, route_socket: RouteSocket) -> list[RouteRow]:
     """Every route that is desired, and every one of ours that is not."""
-    wanted = node_routes.desired(found.inventory, found.own)
-    owned = KernelRouteTable(route_socket).owned()
+    survey = cluster.survey(found, route_socket)
+    state = cluster.observed(found, survey, route_socket)
+    wanted, owned = survey.peers.routes, state.routes
     changes = node_routes.difference(wanted, owned)
+    added, replaced = frozenset(changes.add), frozenset(changes.replace)
     gateways = {route.dst: str(route.via) for route in owned}
     rows = []
     for route in wanted:
-        state = "ok"
-        if route in changes.add:
-            state = "missing"
-        elif route in changes.replace:
-            state = "wrong gateway"
-        actual = None if state == "missing" else gateways[route.dst]
-        rows.append(RouteRow(str(route.dst), str(route.via), route.node, state, actual))
-    rows += [RouteRow(str(r.dst), str(r.via), None, "stale", str(r.via)) for r in changes.remove]
+        word = "ok"
+        if route in added:
+            word = "missing"
+        elif route in replaced:
+            word = "wrong gateway"
+        elif route.overlay and not _complete(route, survey, state):
+            word = "incomplete"
+        actual = None if word == "missing" else gateways[route.dst]
+        rows.append(
+            RouteRow(str(route.dst), str(route.via), route.node, _path(route), word, actual)
+        )
+    rows += [
+        RouteRow(str(r.dst), str(r.via), None, _path(r), "stale", str(r.via))
+        for r in changes.remove
+    ]
     return rows
+
+
+def _path(route: node_routes.NodeRoute) -> str:
+    return "vxlan" if route.overlay else "direct"
+
+
+def _complete(route: node_routes.NodeRoute, survey: Survey, state: State) -> bool:
+    """Whether the overlay has what leads to the node: device, neighbour, forwarding entry."""
+    if survey.device is None or state.device is None:
+        return False
+    gateway = route.via.packed
+    mac = survey.entries.neighbours[gateway]
+    tunnels = {pair for pair in survey.entries.tunnels if pair[0] == mac}
+    return (
+        overlay.same(survey.device, state.device)
+        and state.entries.neighbours.get(gateway) == mac
+        and tunnels <= state.entries.tunnels
+    )
 
 
 def text(route: Mapping[str, Any]) -> str:
     """A route in words, for a list."""
     node = f" ({route['node']})" if route["node"] else ""
-    return f"{route['dst']} via {route['via']}{node}: {_state(route)}"
+    path = " by vxlan" if route["path"] == "vxlan" else ""
+    return f"{route['dst']} via {route['via']}{node}{path}: {_state(route)}"
 
 
 def _state(route: Mapping[str, Any]) -> str:
@@ -111,8 +145,11 @@ def show(
         rows = [row._asdict() for row in compare(found, route_socket)]
     if not as_json:
         tool_output.show_table(
-            ("DESTINATION", "GATEWAY", "NODE", "STATE"),
-            [(row["dst"], row["via"], row["node"] or "-", _state(row)) for row in rows],
+            ("DESTINATION", "GATEWAY", "NODE", "PATH", "STATE"),
+            [
+                (row["dst"], row["via"], row["node"] or "-", row["path"], _state(row))
+                for row in rows
+            ],
             "no routes: this node has no peers with pods",
         )
     cluster.refuse_overlaps(found, local)
@@ -140,7 +177,7 @@ def _options(
 def sync(
     config: str | None, conf_dir: str, inventory: str | None, node: str | None, as_json: bool
 ) -> None:
-    """Make the routes what the inventory says.
+    """Make the routes what the inventory says, and the overlay with them.
 
     Adds, replaces and removes podwire's own. A second call finds nothing to do.
     """
@@ -155,17 +192,22 @@ def sync(
         tool_output.show_json(rows)
         return
     for row in rows:
+        if row["action"] == "overlay":
+            tool_output.say(str(row["done"]))
+            continue
         name = f" (node {row['node']})" if row["node"] else ""
         tool_output.say(f"{row['action']} {row['dst']} via {row['via']}{name}")
     if not rows:
         tool_output.say("nothing to do: all routes are in place")
 
 
-def _changed(changes: node_routes.Changes) -> Iterator[dict[str, str | None]]:
+def _changed(changes: Changes) -> Iterator[dict[str, str | None]]:
+    for done in changes.overlay:
+        yield {"action": "overlay", "done": done}
     for action in ("remove", "replace", "add"):
-        for route in getattr(changes, action):
-            dst, via = str(route.dst), str(route.via)
-            yield {"action": action, "dst": dst, "via": via, "node": route.node or None}
+        for route in getattr(changes.routes, action):
+            dst, via, node = str(route.dst), str(route.via), route.node or None
+            yield {"action": action, "dst": dst, "via": via, "node": node, "path": _path(route)}
 
 
 def _find(
@@ -176,18 +218,19 @@ def _find(
     local: LocalAddresses,
 ) -> Cluster:
     """The cluster that the options name, overlaps or not."""
-    path, name = _named(config, conf_dir, inventory, node)
-    return cluster.identify(inventories.load(path), name, local)
+    path, name, cross = _named(config, conf_dir, inventory, node)
+    return cluster.identify(inventories.load(path), name, local, cross)
 
 
 def _named(
     config: str | None, conf_dir: str, inventory: str | None, node: str | None
-) -> tuple[str, str]:
-    """The inventory's path and this node's name, "" when it is to be found out."""
+) -> tuple[str, str, CrossNode]:
+    """The inventory's path, this node's name, "" when it is to be found out, and how the others
+    are reached: as usual, when no configuration says it."""
     if inventory:
         if config:
             raise click.UsageError("--config and --inventory exclude each other")
-        return os.path.abspath(inventory), node or ""
+        return os.path.abspath(inventory), node or "", CrossNode()
     if node:
         raise click.UsageError("--node needs --inventory")
     file = tool_conf.find(config, conf_dir)
@@ -198,4 +241,4 @@ def _named(
             f"{file.path}: nodes: not set, so there are no routes to other nodes",
             'add "nodes" with the path of the node inventory, or name one with --inventory',
         )
-    return conf.nodes, conf.node_name
+    return conf.nodes, conf.node_name, conf.cross_node

@@ -12,7 +12,16 @@ from typing import Any
 
 import click
 
-from cni_plugin import netconf, sysio, tool_conf, tool_output, tool_routes, tool_verdict
+from cni_plugin import (
+    agentconf,
+    netconf,
+    sysio,
+    tool_conf,
+    tool_datapath,
+    tool_output,
+    tool_routes,
+    tool_verdict,
+)
 from cni_plugin.client import DEFAULT_SOCKET, NEVER, SOCKET_VARIABLE
 from cni_plugin.cluster import Cluster
 from cni_plugin.fields import Fields
@@ -107,17 +116,20 @@ def _network(
         _note(report, e)
         return report
     report["mode"] = conf.mode
-    report["agent"] = _agent(netconf.agent(Fields(request.conf)))
+    report["agent"] = _agent(agentconf.parse(Fields(request.conf)))
     if conf.mode == "bridge":
         report["bridge"] = _bridge(conf, route_socket)
     subnets: tuple[IPNetwork, ...] | None = None
+    cluster = None
     if conf.nodes:
         try:
-            cluster = tool_routes.find_node(conf.nodes, conf.node_name, route_socket)
+            cross = conf.cross_node
+            cluster = tool_routes.find_node(conf.nodes, conf.node_name, route_socket, cross)
             subnets = cluster.own.pod_cidrs
             report |= _cluster(cluster, route_socket)
         except CniError as e:
             _note(report, e)
+    report |= tool_datapath.gather(conf, cluster, route_socket)
     try:
         report["ipam"] = _addresses(request, conf, subnets)
     except CniError as e:
@@ -130,7 +142,7 @@ def _note(report: dict[str, Any], error: CniError) -> None:
     report["error"] = report["error"] or tool_output.error_document(error)
 
 
-def _agent(conf: netconf.AgentConf) -> dict[str, Any]:
+def _agent(conf: agentconf.AgentConf) -> dict[str, Any]:
     """`serving` is None when this user may not know."""
     path = conf.socket or os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET
     serving: bool | None = False
@@ -247,6 +259,8 @@ def _network_lines(network: dict[str, Any], file: str) -> Iterator[str]:
         yield from _block("routes", [tool_routes.text(route) for route in network["routes"]])
         if any(route["state"] != "ok" for route in network["routes"]):
             yield _line("", f"hint: {tool_routes.remedy('--config', file)}")
+    if "findings" in network:
+        yield from (_line(label, text) for label, text in tool_datapath.lines(network))
 
 
 def _agent_text(agent: dict[str, Any]) -> str:
@@ -256,7 +270,7 @@ def _agent_text(agent: dict[str, Any]) -> str:
         return f"root alone may see whether one serves at {agent['socket']}"
     if agent["serving"]:
         return f"serving at {agent['socket']}"
-    started = "; the next ADD starts one" if agent["use"] == netconf.ON_DEMAND else ""
+    started = "; the next ADD starts one" if agent["use"] == agentconf.ON_DEMAND else ""
     return f"none at {agent['socket']}: each call is served by a process of its own{started}"
 
 

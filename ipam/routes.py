@@ -1,4 +1,4 @@
-"""The routes between nodes: each peer's pod subnets by way of that peer's address.
+"""The routes between nodes: each peer's pod subnets by way of that peer.
 
 Desired against actual, without I/O: `desired` is a function of the inventory, `difference` of two
 sets of routes, and `sync` puts the outcome into a `RouteTable`. The kernel's table is in
@@ -8,8 +8,8 @@ Ours are the routes of the main table that carry protocol `ROUTE_PROTOCOL` and h
 Nothing else is ever read as ours, changed or removed; a route of somebody else to the same
 destination is the table's to refuse.
 
-Not done here: tunnels to peers behind a router (the gateway must be on a connected network), and
-IPv4 by way of an IPv6 gateway (RFC 5549).
+`desired` makes the plain routes of host-gw; `ipam.peers` chooses between these and the overlay.
+Not done here: IPv4 by way of an IPv6 gateway (RFC 5549).
 """
 
 from __future__ import annotations
@@ -22,26 +22,28 @@ from ipam.inventory import Inventory, Node
 
 
 class NodeRoute(NamedTuple):
-    """A route to `dst`, pods of another node, by way of `via`, an address of that node.
+    """A route to `dst`, pods of another node, by way of `via`: an address of that node, on a link
+    of this one or, with `overlay`, at the other end of the overlay.
 
     `node` is the node's name for messages, "" when unknown. The kernel does not keep it, so two
-    routes are equal when `dst` and `via` are.
+    routes are equal when the rest is.
     """
 
     dst: IPNetwork
     via: IPAddress
     node: str = ""
+    overlay: bool = False
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NodeRoute):
             return NotImplemented
-        return self.dst == other.dst and self.via == other.via
+        return self.dst == other.dst and self.via == other.via and self.overlay == other.overlay
 
     def __ne__(self, other: object) -> bool:  # tuple has one of its own that compares `node`
         return not self == other
 
     def __hash__(self) -> int:
-        return hash((self.dst, self.via))
+        return hash((self.dst, self.via, self.overlay))
 
 
 class OwnedRoute(Protocol):
@@ -51,6 +53,8 @@ class OwnedRoute(Protocol):
     def dst(self) -> IPNetwork: ...
     @property
     def via(self) -> IPAddress: ...
+    @property
+    def overlay(self) -> bool: ...
 
 
 class Changes(NamedTuple):
@@ -89,7 +93,7 @@ def desired(inventory: Inventory, own: Node) -> tuple[NodeRoute, ...]:
     Raises CniError 7 when this node or the peer lacks an address in a family that needs a route.
     """
     present = {address.version for address in own.addresses}
-    needed = present | {cidr.version for cidr in own.pod_cidrs}
+    needed = families(own)
     routes: list[NodeRoute] = []
     for peer in inventory.nodes:
         if peer.name == own.name:
@@ -102,15 +106,22 @@ def desired(inventory: Inventory, own: Node) -> tuple[NodeRoute, ...]:
             if version not in needed:
                 continue
             if version not in gateways:
-                raise _no_address(inventory, peer, cidr)
+                raise no_address(inventory, peer, cidr)
             if version not in present:
                 ours = next(mine for mine in own.pod_cidrs if mine.version == version)
-                raise _no_address(inventory, own, ours)
+                raise no_address(inventory, own, ours)
             routes.append(NodeRoute(cidr, gateways[version], peer.name))
     return tuple(routes)
 
 
-def _no_address(inventory: Inventory, node: Node, cidr: IPNetwork) -> CniError:
+def families(own: Node) -> frozenset[int]:
+    """The IP versions that this node has pods or addresses of."""
+    versions = [address.version for address in own.addresses]
+    return frozenset(versions + [cidr.version for cidr in own.pod_cidrs])
+
+
+def no_address(inventory: Inventory, node: Node, cidr: IPNetwork) -> CniError:
+    """A node whose pods of one family have no gateway of that family."""
     family = f"IPv{cidr.version}"
     return CniError(
         Code.INVALID_CONFIG,
@@ -129,21 +140,25 @@ def difference(desired: Iterable[NodeRoute], actual: Iterable[OwnedRoute]) -> Ch
     wanted: dict[IPNetwork, NodeRoute] = {}
     for route in desired:
         wanted.setdefault(route.dst, route)
-    existing: dict[IPNetwork, list[IPAddress]] = {}
+    existing: dict[IPNetwork, list[tuple[IPAddress, bool]]] = {}
     for present in actual:
-        existing.setdefault(present.dst, []).append(present.via)
+        existing.setdefault(present.dst, []).append((present.via, present.overlay))
     add: list[NodeRoute] = []
     replace: list[NodeRoute] = []
     for dst, route in wanted.items():
         gateways = existing.get(dst)
         if gateways is None:
             add.append(route)
-        elif route.via in gateways:
-            gateways.remove(route.via)
+        elif (route.via, route.overlay) in gateways:
+            gateways.remove((route.via, route.overlay))
         else:
             gateways.pop(0)
             replace.append(route)
-    remove = [NodeRoute(dst, via) for dst, gateways in existing.items() for via in gateways]
+    remove = [
+        NodeRoute(dst, via, overlay=overlay)
+        for dst, gateways in existing.items()
+        for via, overlay in gateways
+    ]
     return Changes(tuple(add), tuple(replace), tuple(remove))
 
 

@@ -32,6 +32,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.pluginmanager.hasplugin("_cov") and config.getoption("--cov", default=None):
         # Set, the plugin's processes measure themselves too: see Plugin.environ.
         os.environ["PODWIRE_COVERAGE"] = str(config.rootpath / ".coverage")
+    if hasattr(config, "workerinput"):
+        # A worker's tmp_path is no longer than that of a run without workers: xdist would have it
+        # one folder deeper, and a socket's path and a value in a message have an end.
+        config.option.basetemp = None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -108,6 +112,17 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     found = leaks.leaked(before)
     assert not found, "the test left something on the machine:\n" + "\n".join(found)
+
+
+# --- coverage -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _measured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that measures itself takes three times as long to start: the marker `unmeasured`
+    is for tests whose calls other tests make as well, one fault each."""
+    if request.node.get_closest_marker("unmeasured"):
+        monkeypatch.delenv("PODWIRE_COVERAGE", raising=False)
 
 
 # --- namespaces -----------------------------------------------------------------------------

@@ -8,8 +8,9 @@ caller goes on when the name is free.
 Rules:
 - One thread for each deletion under way, up to a limit; they hold no lock of Python's meanwhile.
   32 delete 600 links a second.
-- Each deletion is of one link, by name. Deleting by group (IFLA_GROUP) would be cheaper still, but
-  a group that a killed agent left behind is one that a later agent could delete unseen.
+- Each deletion is of one link, by name; those of one call go on beside each other. Deleting by
+  group (IFLA_GROUP) would be cheaper still, but a group that a killed agent left behind is one
+  that a later agent could delete unseen.
 - There is nothing to remember: what a killed agent began the kernel ends, and what it did not
   begin the next DEL deletes.
 """
@@ -17,6 +18,7 @@ Rules:
 from __future__ import annotations
 
 import errno as errnos
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -69,33 +71,26 @@ class Reaper:
             self._look.close()
             self._look = None
 
-    def remove(self, name: str) -> None:
-        """Delete a link, and with it the other end of a veth; no-op when there is none.
+    def remove(self, *names: str) -> None:
+        """Delete links, and with a veth its other end; no-op for those that are not there.
 
-        When this returns the name is free, and the link, both ends of it, is down and has no
+        When this returns the names are free, and each link, both ends of it, is down and has no
         routes; a look by netlink no longer finds either. Raises CniError 104 when the kernel
         refuses, or takes too long.
         """
         look = self._look
         if look is None:
             raise RuntimeError("the reaper has not been started")
-        with RouteSocket() as asking:
-            index = device.index(look, name) if device.exists(asking, name) else 0
-        if not index:
+        begun = [(index, _Removal(name)) for name, index in _indexes(look, names).items()]
+        if not begun:
             return
-        removal = _Removal(name)
-        self._begin(removal)
+        for _, removal in begun:
+            self._begin(removal)
         waiting.begins()
         sleep(_FIRST_LOOK_S)
         deadline = monotonic() + _PATIENCE_S
-        pause, longest = _PAUSES_S
-        while device.present(look, index):
-            if removal.failure is not None:
-                raise removal.failure
-            if monotonic() > deadline:
-                raise KernelError(errnos.ETIMEDOUT, f"delete link {name}")
-            sleep(pause)
-            pause = min(pause * 1.5, longest)
+        for index, removal in begun:
+            _wait(look, index, removal, deadline)
 
     def _begin(self, removal: _Removal) -> None:
         with self._lock:
@@ -119,8 +114,36 @@ class Reaper:
         with route_socket:
             while (removal := self._removals.get()) is not None:
                 try:
-                    detach.remove_host_veth(route_socket, removal.name)
+                    detach.remove_links(route_socket, removal.name)
                 except Exception as e:  # noqa: BLE001  it is the caller's
                     removal.failure = e
                 with self._lock:
                     self._free += 1
+
+
+def _indexes(look: RouteSocket, names: Sequence[str]) -> dict[str, int]:
+    """The interface index of each link that is there; a socket finds one only (`device.exists`)."""
+    found: dict[str, int] = {}
+    with ExitStack() as sockets:
+        asking: RouteSocket | None = None
+        for name in names:
+            if asking is None:
+                asking = sockets.enter_context(RouteSocket())
+            if device.exists(asking, name):
+                asking = None
+                index = device.index(look, name)
+                if index:
+                    found[name] = index
+    return found
+
+
+def _wait(look: RouteSocket, index: int, removal: _Removal, deadline: float) -> None:
+    """Return when the link is gone; raises what the kernel refused with."""
+    pause, longest = _PAUSES_S
+    while device.present(look, index):
+        if removal.failure is not None:
+            raise removal.failure
+        if monotonic() > deadline:
+            raise KernelError(errnos.ETIMEDOUT, f"delete link {removal.name}")
+        sleep(pause)
+        pause = min(pause * 1.5, longest)

@@ -23,7 +23,9 @@ from cni_plugin.agent.connection import Connection
 from cni_plugin.agent.lead import Lead
 from cni_plugin.agent.listener import Listener
 from cni_plugin.agent.reaper import Reaper
+from cni_plugin.agent.upkeep import Upkeep
 from cni_plugin.agent.worker import Turns, Worker
+from cni_plugin.fabric import Memory
 from cni_plugin.kernel.netns import OWN
 
 _WORKERS = 4
@@ -55,6 +57,8 @@ class Server:
         self._turns = Turns()
         self._lead = Lead()
         self._reaper = Reaper()
+        self._memory = Memory()
+        self._upkeep = Upkeep(self._memory, logger)
         self._home = os.stat(OWN).st_ino
         self._threads: list[Thread] = []
         self._ending = False
@@ -66,6 +70,10 @@ class Server:
     def start(self) -> None:
         """From now on calls are served."""
         self._reaper.start()
+        try:
+            self._upkeep.start()
+        except (OSError, RuntimeError) as e:  # too many files or threads: calls come first
+            self._logger.warning("no upkeep", extra={"fields": {"error": str(e)}})
         for _ in range(self._options.workers):
             self._add_worker()
         gc.collect()
@@ -93,6 +101,7 @@ class Server:
             while thread.is_alive():
                 thread.join(_HELD_UP_S)
                 self._keep_going()
+        self._upkeep.stop()
         self._reaper.stop()
         self._ended = True
         os.close(self._bell)
@@ -151,7 +160,8 @@ class Server:
             raise
 
     def _work(self) -> None:
-        worker = Worker(self._home, self._turns, self._reaper.remove, self._busy, self._logger)
+        remove, busy = self._reaper.remove, self._busy
+        worker = Worker(self._home, self._turns, remove, busy, self._memory, self._logger)
         try:
             while self._serve_next(worker):
                 pass

@@ -19,6 +19,7 @@ from typing import Any
 from cni_plugin import dispatch, skel, waiting
 from cni_plugin.agent.connection import Call, Connection
 from cni_plugin.delegate import NESTED
+from cni_plugin.fabric import Fabric, Memory
 from cni_plugin.kernel import netns
 from cni_plugin.kernel.attach import Host, host
 from cni_plugin.node import Resident
@@ -30,25 +31,31 @@ _TURN_S = 60.0  # how long a call waits for another about the same attachment
 
 
 class Worker:
-    """Serves connections, one at a time. `remove_link` is the reaper's; `busy` holds the
-    connections in work, of all workers."""
+    """Serves connections, one at a time. `remove_links` is the reaper's; `busy` holds the
+    connections in work, of all workers, and `memory` what they know of the node."""
 
     def __init__(
         self,
         home: int,
         turns: Turns,
-        remove_link: Callable[[str], None],
+        remove_links: Callable[..., None],
         busy: dict[Connection, float],
+        memory: Memory,
         logger: Logger,
     ) -> None:
         self._home = home
         self._turns = turns
-        self._remove_link = remove_link
+        self._remove_links = remove_links
         self._busy = busy
+        self._memory = memory
         self._logger = logger
         self._host: Host | None = None
+        self._fabric: Fabric | None = None
 
     def close(self) -> None:
+        if self._fabric is not None:
+            self._fabric.close()
+            self._fabric = None
         if self._host is not None:
             self._host.close()
             self._host = None
@@ -140,7 +147,10 @@ class Worker:
                 raise netns.unreachable(path, call.netns_errno)
             return netns.checked(os.dup(call.sandbox), path)
 
-        return Resident(open_sandbox, self._open_host(), self._remove_link)
+        host = self._open_host()
+        if self._fabric is None:
+            self._fabric = Fabric(host.route_socket, self._memory)
+        return Resident(open_sandbox, host, self._remove_links, self._fabric)
 
     def _note(self, call: Call, begun: float, level: int, **outcome: Any) -> None:
         if not self._logger.isEnabledFor(level):

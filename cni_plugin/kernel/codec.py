@@ -198,11 +198,22 @@ def _packed_array(nested: Any, content: Any, family: int) -> bytes:
 
 @cache  # as many as there are classes
 def _content(cls: Any) -> Layout:
-    """The layout of an attribute's content: attributes, behind a struct or not."""
-    text = any(code[-1] == "s" for _, code in getattr(cls, "fields", ()))
-    if not getattr(cls, "nla_map", ()) or cls.nla_flags or text:
+    """The layout of an attribute's content: a struct, attributes, or a struct before attributes."""
+    fields = getattr(cls, "fields", ())
+    text = any(code[-1] == "s" for _, code in fields)
+    known = bool(getattr(cls, "nla_map", ())) or (len(fields) > 1 and not _has_own_coding(cls))
+    if not known or cls.nla_flags or text:
         raise UncoveredError(str(cls))
     return Layout(cls)
+
+
+def _has_own_coding(cls: Any) -> bool:
+    """Whether a class is more than its tables: it writes or reads its content by itself."""
+    return any(
+        "encode" in vars(base) or "decode" in vars(base)
+        for base in cls.__mro__
+        if base.__module__ not in ("pyroute2.netlink", "builtins")
+    )
 
 
 @cache

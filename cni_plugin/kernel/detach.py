@@ -10,12 +10,12 @@ from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.netns import inside
 
 
-def remove_host_veth(route_socket: RouteSocket, name: str) -> None:
-    """Delete the host's end, and with it the pod's, addresses and routes; no-op when gone.
+def remove_links(route_socket: RouteSocket, *names: str) -> None:
+    """Delete links, and with a host veth the pod's end, addresses and routes; no-op when gone.
 
-    The acknowledgement says that the link is gone.
+    The acknowledgement says that they are gone.
     """
-    route_socket.batch([messages.delete_link(name)], ignore=(errnos.ENODEV,))
+    route_socket.batch([messages.delete_link(name) for name in names], ignore=(errnos.ENODEV,))
 
 
 def remove_pod_link(sandbox: int, ifname: str, ours: Callable[[], bool]) -> None:
@@ -34,9 +34,11 @@ def remove_pod_link(sandbox: int, ifname: str, ours: Callable[[], bool]) -> None
 
 
 def strays(route_socket: RouteSocket, prefix: str, valid: frozenset[str]) -> list[tuple[str, str]]:
-    """Name and alias of each host veth whose alias begins with `prefix` and is not in `valid`."""
+    """Name and alias of each link whose alias begins with `prefix` and is not in `valid`: host
+    veths, and the devices that limit pods' traffic."""
     return [
         (link.name, link.alias)
-        for link in observe.veths(route_socket)
+        for kind in ("veth", "ifb")
+        for link in observe.links(route_socket, kind)
         if link.alias.startswith(prefix) and link.alias not in valid
     ]

@@ -127,16 +127,21 @@ def set_host_veth(index: int, host: HostVeth, port: bool) -> Message:
     """The host's end up, with its alias and, as a bridge's port, the port's flags."""
     attrs: list[tuple[str, Any]] = [("IFLA_IFALIAS", host.alias)]
     if port:
-        flags = {
-            "attrs": [
-                ("IFLA_BRPORT_MODE", int(host.hairpin)),
-                ("IFLA_BRPORT_ISOLATED", int(host.isolated)),
-            ]
-        }
-        slave = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", flags)]
-        attrs.append(("IFLA_LINKINFO", {"attrs": slave}))
+        attrs.append(_port_flags(IFLA_BRPORT_MODE=host.hairpin, IFLA_BRPORT_ISOLATED=host.isolated))
     value = {"index": index, "flags": IFF_UP, "change": IFF_UP, "attrs": attrs}
     return _message(ifinfmsg, value, RTM_NEWLINK, CHANGE, f"set up link {host.name}")
+
+
+def isolate_port(index: int, name: str) -> Message:
+    """Keep a port of a bridge apart from other isolated ones."""
+    value = {"index": index, "attrs": [_port_flags(IFLA_BRPORT_ISOLATED=True)]}
+    return _message(ifinfmsg, value, RTM_NEWLINK, CHANGE, f"isolate port {name}")
+
+
+def _port_flags(**flags: bool) -> tuple[str, Any]:
+    data = {"attrs": [(name, int(value)) for name, value in flags.items()]}
+    slave = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", data)]
+    return "IFLA_LINKINFO", {"attrs": slave}
 
 
 def no_link_local(index: int, name: str) -> Message:

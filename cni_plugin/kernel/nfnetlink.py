@@ -11,15 +11,18 @@ Rules:
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from socket import SOL_SOCKET
 
+from cni_plugin.kernel.codec import Entry
 from cni_plugin.kernel.messages import NLM_F_ACK, NLM_F_REQUEST, Message
 from cni_plugin.kernel.netlink import ERROR, HEADER, KernelError, NetlinkSocket, hint
 from cni_plugin.kernel.nftmessages import REPLIES, get_generation
+from cni_plugin.spec import CniError, Code
 
 _NETLINK_NETFILTER = 12
-_NLMSG_ERROR = 2
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_DUMP_INTR = 0x10
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _SUBSYSTEM_NFTABLES = 10
 _BATCH_HEADER = struct.pack(">BBH", 0, 0, _SUBSYSTEM_NFTABLES)
@@ -28,17 +31,50 @@ _SO_SNDBUFFORCE = 32  # not in Python's socket; include/uapi/asm-generic/socket.
 _LARGEST = 16 * 1024 * 1024
 
 
+NEEDED = (
+    "the kernel needs nftables with NAT for the pods' address families: CONFIG_NF_TABLES, "
+    "CONFIG_NF_TABLES_IPV4, CONFIG_NF_TABLES_IPV6, CONFIG_NFT_NAT, CONFIG_NFT_MASQ, CONFIG_NFT_CT, "
+    "CONFIG_NFT_FIB_IPV4, CONFIG_NFT_FIB_IPV6 (modules nf_tables, nft_chain_nat, nft_masq, ...)"
+)
+
+
 class NetfilterSocket(NetlinkSocket):
-    """nftables of the current network namespace."""
+    """nftables of the current network namespace. Raises CniError 104 where the kernel has none."""
 
     def __init__(self) -> None:
-        super().__init__(_NETLINK_NETFILTER, REPLIES)
+        try:
+            super().__init__(_NETLINK_NETFILTER, REPLIES)
+        except OSError as e:
+            what = f"the kernel has no netfilter by netlink: {e.strerror}"
+            raise CniError(Code.KERNEL_REFUSED, what, NEEDED) from e
         self._room = 0
+        self._patterns: tuple[bytes, ...] = ()
 
     def generation(self) -> int:
         """The number of the ruleset's generation: it moves with every transaction of anybody."""
         entry = self.get(get_generation())
         return int(entry.get_attr("NFTA_GEN_ID")) if entry is not None else 0
+
+    def dump_with(self, message: Message, *patterns: bytes) -> list[Entry]:
+        """Of what matches only that which has one of these bytes in it. The kernel lists all
+        chains or none, and some nodes have tens of thousands."""
+        self._patterns = patterns
+        try:
+            return self.dump(message)
+        finally:
+            self._patterns = ()
+
+    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+        received = super()._receive()
+        if not self._patterns:
+            return received
+        return (
+            each
+            for each in received
+            if each[0] <= _NLMSG_DONE
+            or each[1] & _NLM_F_DUMP_INTR
+            or any(pattern in each[3] for pattern in self._patterns)
+        )
 
     def transaction(self, messages: Sequence[Message], generation: int = 0) -> None:
         """Make all changes, or none and raise the first refusal.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno as errnos
 from collections.abc import Iterator
 from functools import lru_cache
 from ipaddress import ip_address, ip_interface
@@ -52,14 +53,38 @@ def _peer(entry: Any) -> int:
     return int(entry.get_attr("IFLA_LINK") or 0) if elsewhere else 0
 
 
+def other_end(route_socket: RouteSocket, sandbox: int, name: str) -> str:
+    """The name of the link here whose other end has this name in the sandbox (an fd); "" when
+    that is no veth, or its other end is elsewhere."""
+    with inside(sandbox), RouteSocket() as pod_socket:
+        pod_link = link(pod_socket, name)
+    if pod_link is None or pod_link.kind != "veth" or not pod_link.peer:
+        return ""
+    found = _link_name(pod_link.peer)
+    host_link = link(route_socket, found)
+    return found if host_link is not None and host_link.kind == "veth" else ""
+
+
+def way_to(route_socket: RouteSocket, address: IPAddress) -> str:
+    """The name of the link by which this node reaches an address; "" when it can't."""
+    entry = route_socket.batch([messages.get_route(address)], ignore=(errnos.ENETUNREACH,))[0]
+    index = entry.get_attr("RTA_OIF") if entry is not None else None
+    return _link_name(index) if index else ""
+
+
 def ports(route_socket: RouteSocket, bridge: int) -> list[LinkState]:
     """The ports of the bridge with this interface index."""
     return [state(entry) for entry in route_socket.dump(messages.dump_links(master=bridge))]
 
 
 def veths(route_socket: RouteSocket) -> list[LinkState]:
-    """The veth links of the namespace; one that comes or goes meanwhile may be missed."""
-    dump = messages.dump_links(kind="veth")
+    """The veth links of the namespace, as `links`."""
+    return links(route_socket, "veth")
+
+
+def links(route_socket: RouteSocket, kind: str) -> list[LinkState]:
+    """The links of a kind; one that comes or goes meanwhile may be missed."""
+    dump = messages.dump_links(kind=kind)
     return [state(entry) for entry in route_socket.dump(dump, whole=False)]
 
 

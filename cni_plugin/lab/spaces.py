@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import CDLL, get_errno
 
-from cni_plugin.kernel import messages, netns
+from cni_plugin.kernel import messages, netns, nodelock, statefolder
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.spec import CniError, Code
 
@@ -94,6 +95,7 @@ def remove(name: str) -> None:
         return
     if not _is_ours(status):
         _end_processes((status.st_dev, status.st_ino))
+        _forget_state(name)
     _forget(path)
 
 
@@ -103,6 +105,14 @@ def _forget(path: str) -> None:
         pass  # it may have been mounted over; the last call finds no mount
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def _forget_state(name: str) -> None:
+    """Remove what podwire remembers of a node in the namespace, which nobody enters any more."""
+    with contextlib.suppress(OSError, CniError):  # an unfinished one is a plain file
+        with entered(name):
+            key = statefolder.node_key()
+        shutil.rmtree(f"{nodelock.FOLDER}/node-{key}", ignore_errors=True)
 
 
 def _is_ours(status: os.stat_result) -> bool:

@@ -72,12 +72,14 @@ def test_the_demo_tells_the_whole_story(tool: Any) -> None:
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
+@pytest.mark.unmeasured
 def test_demos_beside_each_other(tool: Any) -> None:
     with ThreadPoolExecutor(max_workers=3) as pool:
         done = list(pool.map(lambda _: tool("lab", "demo"), range(3)))
     assert [d.returncode for d in done] == [0, 0, 0], [d.stdout[-500:] + d.stderr for d in done]
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("delay", [0.5, 1.0, 1.6])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_demo_that_is_ended_leaves_nothing(

@@ -25,7 +25,7 @@ from tests.support.topology import Topology
 # What is about behaviour has to be the same in a process of the call's own and through an agent.
 _BOTH_WAYS = (
     *("audit", "bridge", "bridge_options", "check", "delegation", "gc_status", "hostile"),
-    *("neighbours", "parallel", "ptp", "results", "routes"),
+    *("neighbours", "overlay", "parallel", "ptp", "results", "routes"),
 )
 
 
@@ -39,12 +39,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the address families both ways need only the sum."""
+    """Of the address families both ways need only the sum, and of the coverage only one's: what an
+    agent adds is measured where it is tested."""
     items[:] = [item for item in items if not _is_one_family_by_agent(item)]
+    for item in items:
+        if _params(item).get("way") == "agent":
+            item.add_marker(pytest.mark.unmeasured)
+
+
+def _params(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 def _is_one_family_by_agent(item: pytest.Item) -> bool:
-    params = item.callspec.params if hasattr(item, "callspec") else {}
+    params = _params(item)
     return params.get("way") == "agent" and params.get("family", "dual") != "dual"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,22 +90,20 @@ def test_a_client_of_another_network_namespace(agent, topology, make_conf, env, 
 
 
 @pytest.fixture
-def open_to_all(agent) -> Iterator[None]:
-    """Everybody can connect to the agent's socket: only its own checks are left."""
-    os.chmod(agent.socket, 0o666)
-    modes = {folder: os.stat(folder).st_mode for folder in _above(agent.socket)}
-    for folder, mode in modes.items():
-        if not mode & 0o001:
-            os.chmod(folder, mode | 0o001)
-    yield
-    for folder, mode in modes.items():
-        if not mode & 0o001:
-            os.chmod(folder, mode)
-
-
-def _above(path: str) -> list[str]:
-    folder = os.path.dirname(path)
-    return [folder, *_above(folder)] if folder != "/" else ["/"]
+def open_to_all(node, podwire_executable) -> Iterator[wired.Agent]:
+    """Everybody can connect to this agent's socket: only its own checks are left. It is not in
+    `tmp_path`, as pytest closes the folder of all runs to others whenever a run begins."""
+    folder = f"{os.path.dirname(node.path)}/open"
+    os.mkdir(folder, 0o755)
+    agent = wired.Agent(node, podwire_executable, folder)
+    try:
+        agent.start()
+        os.chmod(agent.socket, 0o666)
+        yield agent
+        agent.terminate()
+    finally:
+        agent.close()
+        shutil.rmtree(folder)
 
 
 def as_nobody(node: Namespace, *argv: str) -> list[str]:
@@ -113,9 +112,10 @@ def as_nobody(node: Namespace, *argv: str) -> list[str]:
     return [*node.prefix(), *drop, *argv]
 
 
-def test_another_user_is_not_served(agent, open_to_all, node, make_conf, env, sandbox):
+def test_another_user_is_not_served(open_to_all, node, make_conf, env, sandbox):
     """The client, declined, does the work itself: and has not the privileges."""
     before = node.state(), sandbox.state()
+    agent = open_to_all
     plugin = agent.plugin()
     for command in ("ADD", "DEL"):
         done = subprocess.run(

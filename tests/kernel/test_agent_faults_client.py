@@ -18,6 +18,8 @@ from tests.support import netns
 from tests.support.agent import Agent, AgentPlugin
 from tests.support.plugin import Config, read_reply
 
+pytestmark = pytest.mark.unmeasured
+
 PATIENCE_S = 1
 
 # An agent that waits for its clients for one second instead of ten.
@@ -103,13 +105,23 @@ def test_a_delete_whose_client_is_killed_is_done(agent, make_conf, node, sandbox
     env = {"CNI_CONTAINERID": "pod", "CNI_IFNAME": "eth0", "CNI_NETNS": sandbox.path}
     agent.signal(signal.SIGSTOP)
     process = plugin.start("DEL", conf, env)
-    time.sleep(0.4)  # the request is in the socket by then
+    netns.wait_until(lambda: asleep(process), what="the client waits for the agent")
     process.kill()
     process.communicate(timeout=10)
     agent.signal(signal.SIGCONT)
     netns.wait_until(lambda: "DEL" in dict(agent.served()), what="the DEL in the log")
     assert_nothing(node, sandbox)
     assert reservations() == {}
+
+
+def asleep(process: subprocess.Popen) -> bool:
+    """The client, which only sleeps when its request is in the socket, does so for a while."""
+    for _ in range(20):
+        with open(f"/proc/{process.pid}/stat") as f:
+            if f.read().rpartition(")")[2].split()[0] != "S":
+                return False
+        time.sleep(0.005)
+    return True
 
 
 @pytest.mark.parametrize("then", ["killed", "waits"])

@@ -18,6 +18,8 @@ from cni_plugin import wire
 from tests.support import faults, netns
 from tests.support.agent import AgentStage
 
+pytestmark = pytest.mark.unmeasured
+
 IO_FAILURE, INVALID_CONFIG, DECODING = 5, 7, 6
 
 # The client, with a second's patience for its stdin.

@@ -16,6 +16,8 @@ from tests.support import faults
 from tests.support.agent import AgentStage
 from tests.support.faults import Ended
 
+pytestmark = pytest.mark.unmeasured
+
 TRY_AGAIN_LATER = 11
 
 

@@ -16,6 +16,8 @@ from tests.support import agent as wired
 from tests.support import faults, netns
 from tests.support.agent import Agent, AgentStage
 
+pytestmark = pytest.mark.unmeasured
+
 ROUNDS = 300
 SPARE_FDS = 40  # each thread opens a few that stay, when it serves its first call
 RSS_KIB = 3072  # arenas of the allocator; what leaks shows within hundreds of calls

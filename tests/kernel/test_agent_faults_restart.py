@@ -16,6 +16,8 @@ from tests.support.agent import Agent, ask
 from tests.support.netns import Namespace
 from tests.support.plugin import Config, Plugin, Reply, hold_to_specification, read_reply
 
+pytestmark = pytest.mark.unmeasured
+
 COUNT = 200
 TRY_AGAIN_LATER = 11
 IPAM = {"ranges": [[{"subnet": "10.244.0.0/23"}]]}

@@ -198,7 +198,7 @@ def test_something_was_removed_by_hand(stage, damage: Callable[[Stage], None]):
 GARBAGE: dict[str, object] = {
     **{key: {"a": [None]} for key in ("mtu", "isGateway", "bridge", "mode", "hairpinMode")},
     **dict.fromkeys(("nodes", "runtimeConfig", "args", "dns", "vlan"), 1e308),
-    "ipMasq": True,
+    "ipMasq": "x",
     "prevResult": {"interfaces": "x"},
 }
 

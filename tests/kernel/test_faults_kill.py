@@ -12,6 +12,8 @@ from tests.support import faults
 from tests.support.faults import Ended, Stage
 from tests.support.topology import Topology
 
+pytestmark = pytest.mark.unmeasured
+
 SIGKILLED, SIGTERMED = -signal.SIGKILL, -signal.SIGTERM
 
 
@@ -200,6 +202,10 @@ def test_add_terminated_after_a_delay(stages):
     both = stages()
     for stage in both:
         stage.use()
+    began = time.monotonic()
+    assert both[0].run("ADD").rc == 0
+    whole = time.monotonic() - began
+    assert both[0].run("DEL").rc == 0
 
     def body(stage: Stage, delay: float) -> list[str]:
         stage.remove_bridge()
@@ -214,4 +220,4 @@ def test_add_terminated_after_a_delay(stages):
         deleted = stage.run("DEL")
         return found if deleted.rc == 0 else [*found, f"DEL: {deleted}"]
 
-    faults.sweep(both, [0.03 + number / 200 for number in range(24)], body)
+    faults.sweep(both, [whole * (0.2 + number / 26) for number in range(24)], body)

@@ -259,7 +259,7 @@ def test_status_when_the_bridge_has_another_address(plugin, node, sandbox, conf)
 
 def test_status_of_a_wrong_configuration(plugin, conf):
     assert plugin.status({**conf, "mtu": "large"}).code == 7
-    assert plugin.status({**conf, "ipMasq": True}).code == 2
+    assert plugin.status({**conf, "macspoofchk": True}).code == 2
 
 
 def test_status_when_a_route_to_another_node_cannot_be_made(make_cluster, topology, podwire):

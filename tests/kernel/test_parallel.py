@@ -20,6 +20,8 @@ from tests.support.netns import Namespace
 from tests.support.plugin import Plugin, Reply, hold_to_specification, read_reply
 from tests.support.topology import Topology
 
+pytestmark = pytest.mark.unmeasured
+
 RANGES = [[{"subnet": "10.244.0.0/24"}], [{"subnet": "fd00:2::/64"}]]
 LATE = [{"dst": "10.9.0.0/16", "gw": "172.31.0.1"}]  # refused by the kernel, as the last step
 
@@ -179,7 +181,7 @@ def test_churn_with_kills(make_stage, pods, tmp_path):
             command = chance.choice(["ADD", "ADD", "DEL"])
             process = stage.plugin.start(command, stage.conf, stage.env(pod.name, sandbox=pod.path))
             if chance.random() < 0.33:
-                time.sleep(chance.uniform(0.05, 0.4))
+                time.sleep(chance.uniform(0, 0.25))
                 process.kill()
             out, err = process.communicate(timeout=60)
             if b"Traceback" in err or (command == "DEL" and process.returncode == 1):
@@ -290,6 +292,7 @@ def test_beside_the_go_plugins(go, pods, fresh):
         assert set(pod.links()) == {"lo"}
 
 
+@pytest.mark.parametrize("way", ["process"], indirect=True)  # it asks neither for an agent
 def test_go_host_local_and_podwire_ipam_at_once(make_stage, pods, podwire_ipam_executable):
     """The IPAM plugins alone: no address twice, and each frees what the other reserved."""
     folder = require.go_plugins("host-local")

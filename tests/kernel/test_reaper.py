@@ -69,8 +69,38 @@ def test_the_name_is_free_at_once(reaper, node, sandbox) -> None:
     assert "veth0" not in node.links()
 
 
+def test_several_links_at_once(reaper, looking, node, sandbox) -> None:
+    for number in range(10):
+        add_veth(node, "veth0", sandbox)
+        node.run("ip", "link", "add", "pwi0", "up", "type", "ifb")
+        indexes = [device.index(looking, name) for name in ("pwi0", "veth0")]
+        assert all(indexes), number
+        reaper.remove("pwi0", "veth0")
+        assert [index for index in indexes if device.present(looking, index)] == [], number
+        assert list(sandbox.links()) == ["lo"], number
+
+
+def test_of_several_links_those_that_are_there(reaper, node) -> None:
+    for missing in (0, 1):
+        add_veth(node, "veth0")
+        names = ["veth0"]
+        names.insert(missing, "pwi0")
+        reaper.remove(*names)
+        assert "veth0" not in node.links()
+
+
+def test_of_several_links_one_refused(reaper, node) -> None:
+    add_veth(node, "veth0")
+    with pytest.raises(KernelError) as refused:
+        reaper.remove("lo", "veth0")
+    assert "delete link lo" in refused.value.msg
+    netns.wait_until(lambda: "veth0" not in node.links(), what="the other one to go")
+
+
 def test_what_is_not_there_is_no_error(reaper) -> None:
     reaper.remove("veth0")
+    reaper.remove("pwi0", "veth0")
+    reaper.remove()
 
 
 def test_routes_through_the_link_are_gone(reaper, node, sandbox) -> None:

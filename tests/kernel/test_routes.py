@@ -221,7 +221,7 @@ def test_a_foreign_route_beside_ours_outlives_a_change_of_ours(
 def test_a_peer_that_is_not_on_the_link(
     make_cluster, topology, podwire, untouched, reservations, version, default_route
 ):
-    """A default route leads to the address, and still nobody there knows of pods."""
+    """With host-gw: a default route leads to the address, and still nobody there knows of pods."""
     cluster, sandbox = make_cluster(2), topology.sandbox("pod")
     node = cluster.nodes[0]
     address, gateway = {4: ("172.31.0.9", "192.168.1.99"), 6: ("fd00:31::9", "fd00:1::99")}[version]
@@ -231,7 +231,7 @@ def test_a_peer_that_is_not_on_the_link(
     cluster.entries[1]["addresses"][version == 6] = address
     cluster.write()
     with untouched(node, sandbox):
-        refused = podwire.on(node).add(cluster.conf(0), sandbox)
+        refused = podwire.on(node).add(cluster.conf(0, backend="host-gw"), sandbox)
         assert "node-1" in refused.error["msg"]
         assert address in refused.error["msg"]
     assert reservations(folder="networks-0") == {}

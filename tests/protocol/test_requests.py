@@ -236,13 +236,7 @@ def test_a_missing_version_is_0_1_0(podwire: Plugin, make_conf: MakeConf) -> Non
         ({"vlan": 100}, ("vlan", "100")),
         ({"vlanTrunk": [{"id": 7}]}, ("vlanTrunk", '[{"id": 7}]')),
         ({"macspoofchk": True}, ("macspoofchk", "true")),
-        ({"ipMasq": True}, ("ipMasq", "true")),
         ({"disableContainerInterface": True}, ("disableContainerInterface", "true")),
-        (
-            {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}},
-            ("portMappings", "8080"),
-        ),
-        ({"runtimeConfig": {"bandwidth": {"ingressRate": 1234}}}, ("bandwidth", "1234")),
     ],
 )
 def test_options_that_are_not_built(

@@ -7,6 +7,7 @@ calls it serves. `send` and `answer` speak the protocol themselves, for what a c
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import glob
 import itertools
@@ -16,6 +17,7 @@ import signal
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +31,7 @@ from tests.support.topology import Topology
 
 _START_S, _END_S = 20, 60
 _ATTEMPTS = 8
+_LATE_S, _QUIET_S = 0.5, 0.1  # for what an agent does after its reply: the reaper's part
 _OPENED, _CLOSED = 0x20, 0x10  # IN_OPEN, IN_CLOSE_NOWRITE of inotify(7)
 _libc = ctypes.CDLL(None, use_errno=True)
 _serial = itertools.count(1)
@@ -82,6 +85,7 @@ class Agent:
             self._env = {}
         self.process: subprocess.Popen | None = None
         self._watch = -1
+        self._passed = 0
 
     # --- life ----------------------------------------------------------------------------------
 
@@ -198,7 +202,7 @@ class Agent:
     def _watch_fault(self, path: str) -> None:
         if self._watch >= 0:
             os.close(self._watch)
-        self._watch = -1
+        self._watch, self._passed = -1, 0
         if path:
             self._watch = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
             watched = _libc.inotify_add_watch(self._watch, path.encode(), _OPENED | _CLOSED)
@@ -206,17 +210,22 @@ class Agent:
 
     def reached(self) -> int:
         """How many points have been passed since `arm` set a fault: each opens its file once. The
-        events of closing keep the kernel from making one event of two (inotify(7)). Ask once."""
+        events of closing keep the kernel from making one event of two (inotify(7))."""
         events = b""
         while True:
             try:
                 events += os.read(self._watch, 65536)
             except BlockingIOError:
                 break
-        return sum(mask & _OPENED != 0 for _, mask, _, _ in struct.iter_unpack("iIII", events))
+        opened = (mask & _OPENED != 0 for _, mask, _, _ in struct.iter_unpack("iIII", events))
+        self._passed += sum(opened)
+        return self._passed
 
     def points(self) -> list[str]:
-        """What has been passed since `arm("log:0")`; disarms."""
+        """What has been passed since `arm("log:0")`, once nothing more comes; disarms."""
+        before = -1
+        while before != (before := self.reached()):
+            time.sleep(_QUIET_S)
         self.arm("")
         path = self._base + ".points"
         with open(path) as f:
@@ -278,23 +287,34 @@ class AgentStage(Stage):
     def struck(self, command: str, fault: str, before: Callable[[], object]) -> Ended:
         """`before()`, and then a call that meets the fault. AssertionError: the fault never fired.
 
-        A call may read from a netlink socket once more or less than another one did, so that the
-        last points may be out of reach: it is deleted and made again a few times.
+        The reaper's last points come after the reply, and are waited for. A call may read from a
+        netlink socket once more or less than another one did, so that the last points may be out
+        of reach: it is deleted and made again a few times.
         """
-        action, _, number = fault.partition(":")
         for _ in range(_ATTEMPTS):
             before()
             self.agent.arm(fault)
             ended = self.run_out(command)
-            if action.startswith("kill"):
-                fired = not self.agent.lives()
-            else:
-                fired = self.agent.reached() >= int(number)
+            fired = self._fires(fault)
             self.agent.arm("")
             if fired:
                 return ended
             self.run_out("DEL")
         raise AssertionError(f"the fault never fired: {fault}: {ended}")
+
+    def _fires(self, fault: str) -> bool:
+        """Whether the fault that is set has fired, or does so in a moment."""
+        action, _, number = fault.partition(":")
+
+        def fired() -> bool:
+            if action.startswith("kill"):
+                return not self.agent.lives()
+            return self.agent.reached() >= int(number)
+
+        with contextlib.suppress(AssertionError):
+            netns.wait_until(fired, _LATE_S, pause=0.002)
+            return True
+        return False
 
 
 # --- the wire without a client --------------------------------------------------------------------

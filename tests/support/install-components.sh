@@ -12,6 +12,7 @@ ip:iproute2
 nsenter:util-linux
 ps:procps
 nft:nftables
+iperf3:iperf3
 iptables:iptables
 busybox:busybox-static
 runc:runc

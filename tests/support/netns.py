@@ -14,12 +14,16 @@ import ctypes
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from cni_plugin.kernel.nodelock import FOLDER
+from cni_plugin.kernel.statefolder import node_key
 
 BASE = "/run/podwire-tests"
 
@@ -149,8 +153,15 @@ class Namespace:
         if _is_nsfs(self.path):
             for pid in self.processes():
                 _kill(pid)
+            self._forget_state()
         _unmount(self.path)
         os.unlink(self.path)
+
+    def _forget_state(self) -> None:
+        """Remove what a node in this namespace remembers: nobody else would, before a reboot."""
+        with self.entered():
+            key = node_key()
+        shutil.rmtree(f"{FOLDER}/node-{key}", ignore_errors=True)
 
 
 class Namespaces:

@@ -1,4 +1,5 @@
-"""A network and a mount namespace for the whole run, so that tests and machine do not meet.
+"""A network and a mount namespace for the whole run, so that tests and machine do not meet. With
+workers each has its own, and they do not meet there either.
 
 What tests do to "the machine's own" links, rules, routes and mounts they do to these namespaces:
 a bug cannot cut the machine off, and what others do on the machine meanwhile (docker, another
@@ -20,7 +21,8 @@ _NETNS_FOLDER = "/run/netns"
 
 
 def enter() -> str:
-    """Move this process, which has one thread yet, into new namespaces; "" or why it cannot."""
+    """Move this thread, which starts all others that tests need, into new namespaces; "" or why it
+    cannot. (xdist's own threads, which only talk to the run's first process, stay behind.)"""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET) != 0:
         return f"unshare: {os.strerror(ctypes.get_errno())}"

@@ -21,6 +21,7 @@ from cni_plugin.agent.connection import Connection
 from cni_plugin.agent.listener import Listener
 from cni_plugin.agent.server import Options, Server
 from cni_plugin.agent.worker import Turns, Worker
+from cni_plugin.fabric import Memory
 from cni_plugin.node import Node
 from cni_plugin.spec import Request
 from tests.support import agent as wires
@@ -71,7 +72,9 @@ class Desk:
         self.busy: dict[Connection, float] = {}
         home = os.stat(HOME).st_ino
         self.removed: list[str] = []
-        self.worker = Worker(home, Turns(), self.removed.append, self.busy, self.log.logger)
+        self.worker = Worker(
+            home, Turns(), self.removed.append, self.busy, Memory(), self.log.logger
+        )
 
     def serve(
         self, data: bytes, *passed: int, hang_up: bool = False, confirm: bool = False

@@ -16,7 +16,7 @@ class FakeRouteTable:
     """
 
     def __init__(self, routes: Iterable[NodeRoute] = (), refused: Iterable[IPNetwork] = ()) -> None:
-        self.routes = [NodeRoute(route.dst, route.via) for route in routes]
+        self.routes = [NodeRoute(route.dst, route.via, overlay=route.overlay) for route in routes]
         self.refused = frozenset(refused)
         self.applied: list[Changes] = []
 
@@ -31,10 +31,10 @@ class FakeRouteTable:
         for route in changes.replace:
             same = [index for index, other in enumerate(after) if other.dst == route.dst]
             self._check(route, len(same) == 1)
-            after[same[0]] = NodeRoute(route.dst, route.via)
+            after[same[0]] = NodeRoute(route.dst, route.via, overlay=route.overlay)
         for route in changes.add:
             self._check(route, all(other.dst != route.dst for other in after))
-            after.append(NodeRoute(route.dst, route.via))
+            after.append(NodeRoute(route.dst, route.via, overlay=route.overlay))
         self.routes = after
         self.applied.append(changes)
 

@@ -231,7 +231,7 @@ def test_a_client_that_has_gone_gets_nothing_done(
 
 def test_the_reaper_removes_links(desk: Desk, run: Callable[[Run], list[Request]]) -> None:
     def delete(asking: Request, node: Node) -> bytes:
-        node.remove_link("veth1")
+        node.remove_links("veth1")
         return b""
 
     run(delete)

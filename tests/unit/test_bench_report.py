@@ -155,8 +155,8 @@ def _crowd() -> list[Series]:
 
 def test_parallel_counts_calls_a_second_of_the_median_round() -> None:
     found = _results(*_crowd())
-    assert tables.throughput(found, "ADD", AGENT) == 320
-    assert tables.throughput(found, "DEL", AGENT) == 0
+    assert tables.calls_a_second(found, "ADD", AGENT) == 320
+    assert tables.calls_a_second(found, "DEL", AGENT) == 0
     text = tables.parallel(found)
     ours = [f"{AT_ONCE} ADDs, {AGENT}", "3", "320", "4.00", "25.0", "30.0", "0.10"]
     assert _cells(text, ours[0]) == ours

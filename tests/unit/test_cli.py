@@ -186,14 +186,14 @@ def test_status_when_another_network_is_first(run: Run, tmp_path: Path) -> None:
 
 
 def test_status_names_what_an_add_would_stumble_over(run: Run, tmp_path: Path) -> None:
-    plugin = {"type": "podwire", "ipMasq": True, "ipam": {"type": "host-local"}}
+    plugin = {"type": "podwire", "macspoofchk": True, "ipam": {"type": "host-local"}}
     path = _conflist(tmp_path / "a.conflist", plugin, cniVersion="0.4.0")
     status, out, _ = run("status", "--config", str(path), "--json")
     assert status == 1
     report = json.loads(out)
     assert report["networks"][0]["cniVersion"] == "0.4.0"
     assert report["error"]["code"] == Code.UNSUPPORTED_FIELD
-    assert "ipMasq" in report["error"]["msg"]
+    assert "macspoofchk" in report["error"]["msg"]
 
 
 def test_status_counts_addresses(run: Run, tmp_path: Path) -> None:
@@ -624,8 +624,8 @@ def test_routes_that_are_missing(run: Run, tmp_path: Path) -> None:
     arguments = ("--inventory", str(inventory), "--node", "n1", "--json")
     status, out, _ = run("routes", "show", *arguments)
     assert status == 0
-    expected = {"dst": "198.18.2.0/24", "via": "192.0.2.2", "node": "n2", "state": "missing"}
-    assert json.loads(out) == [{**expected, "actual": None}]
+    expected = {"dst": "198.18.2.0/24", "via": "198.18.2.0", "node": "n2", "path": "vxlan"}
+    assert json.loads(out) == [{**expected, "state": "missing", "actual": None}]
     status, out, err = run("routes", "show", *arguments[:-1])
     assert (status, out.split()[-1]) == (0, "missing")
     assert f"podwire routes sync --inventory {inventory} --node n1" in err

@@ -152,7 +152,7 @@ def test_a_heartbeat_within_a_reply(agent: FakeAgent, at: int) -> None:
         wire.reply(wire.SERVED, 0, b" \n"),
         wire.reply(wire.SERVED, 1, b"Traceback (most recent call last):\n"),
         b"\0" * 100_000,
-        os.urandom(100_000),
+        pytest.param(os.urandom(100_000), id="random"),
     ],
     ids=lambda reply: repr(reply[:24]),
 )

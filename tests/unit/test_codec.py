@@ -48,6 +48,7 @@ REQUESTS = {
     "set_host_veth, options": lambda: messages.set_host_veth(4, host(True, True), port=True),
     "set_host_veth, long alias": lambda: messages.set_host_veth(4, host(alias="ü" * 127), True),
     "no_link_local": lambda: messages.no_link_local(4, "veth0"),
+    "isolate_port": lambda: messages.isolate_port(4, "veth0"),
     "link_up": lambda: messages.link_up(1, "lo"),
     "set_mac": lambda: messages.set_mac(2, "eth0", MAC),
     "delete_link": lambda: messages.delete_link("veth0"),

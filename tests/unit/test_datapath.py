@@ -16,9 +16,12 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from cni_plugin import datapath, names
+from cni_plugin.crossnode import CrossNode
 from cni_plugin.datapath import Applied
+from cni_plugin.hostports import PortOptions
 from cni_plugin.names import alias, alias_prefix, host_veth_name
 from cni_plugin.netconf import NetConf
+from cni_plugin.shaping import Bandwidth
 from cni_plugin.spec import (
     DNS,
     Attachment,
@@ -57,8 +60,17 @@ def conf(**changes: Any) -> NetConf:
         dns=None,
         ipam_type="host-local",
         nodes="",
+        ip_masq=False,
+        non_masquerade=(),
+        ingress_policy="open",
+        accept_forwarding=True,
         node_name="",
+        cross_node=CrossNode(),
+        bandwidth=Bandwidth(),
+        ports=PortOptions((), True, 13),
+        maps_ports=False,
         prev_result=None,
+        chained=False,
     )
     return base._replace(**changes)
 

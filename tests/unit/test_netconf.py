@@ -10,7 +10,10 @@ import pytest
 from hypothesis import example, given
 
 from cni_plugin import netconf, skel
+from cni_plugin.crossnode import CrossNode
+from cni_plugin.hostports import PortOptions
 from cni_plugin.netconf import NetConf
+from cni_plugin.shaping import Bandwidth
 from cni_plugin.spec import DNS, SUPPORTED_VERSIONS, CniError, Code
 from tests.unit import strategies
 
@@ -87,7 +90,15 @@ def test_defaults() -> None:
         dns=None,
         ipam_type="host-local",
         nodes="",
+        ip_masq=False,
+        non_masquerade=(),
+        ingress_policy="open",
+        accept_forwarding=True,
         node_name="",
+        cross_node=CrossNode(),
+        bandwidth=Bandwidth(),
+        ports=PortOptions((), True, 13),
+        maps_ports=False,
         prev_result=None,
     )
 
@@ -100,6 +111,7 @@ FLAGS = {
     "promiscMode": "promisc",
     "portIsolation": "port_isolation",
     "enabledad": "enable_dad",
+    "ipMasq": "ip_masq",
 }
 
 
@@ -168,7 +180,11 @@ def test_bad_mtus(mtu: object) -> None:
 
 
 def test_unknown_keys_are_nobodys_business() -> None:
-    assert parsed(capabilities={"portMappings": True}, whatever={"a": [1]}) == parsed()
+    assert parsed(capabilities={"bandwidth": True}, whatever={"a": [1]}) == parsed()
+
+
+def test_a_network_maps_ports_when_its_runtime_may_ask_for_them() -> None:
+    assert parsed(capabilities={"portMappings": True}) == parsed()._replace(maps_ports=True)
 
 
 # --- what is not built --------------------------------------------------------------------------
@@ -178,13 +194,7 @@ UNSUPPORTED = [
     ("vlanTrunk", [{"id": 100}]),
     ("vlanTrunk", [{"minID": 10, "maxID": 20}]),
     ("macspoofchk", True),
-    ("ipMasq", True),
     ("disableContainerInterface", True),
-]
-UNSUPPORTED_RUNTIME = [
-    ("portMappings", [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]),
-    ("bandwidth", {"ingressRate": 1000, "ingressBurst": 2000}),
-    ("bandwidth", {"egressRate": 1000, "egressBurst": 4294967295}),
 ]
 
 
@@ -197,16 +207,6 @@ def test_an_option_that_is_not_built_is_refused_with_key_and_value(
     assert error.code == Code.UNSUPPORTED_FIELD
     assert key in error.msg
     assert json.dumps(value) in error.msg
-
-
-@pytest.mark.parametrize(("key", "value"), UNSUPPORTED_RUNTIME)
-def test_a_capability_that_is_not_built_is_refused_with_key_and_value(
-    key: str, value: object
-) -> None:
-    error = refused(runtimeConfig={key: value})
-    assert error.code == Code.UNSUPPORTED_FIELD
-    assert f"runtimeConfig.{key}" in error.msg
-    assert json.dumps(value)[:60] in error.msg
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_the_off_values_of_what_is_not_built_are_accepted(keys: dict[str, object
 
 def test_unsupported_wins_over_the_pods_life_but_not_over_deletion() -> None:
     """DEL and GC never read these options: a pod has to go whatever the configuration says."""
-    conf = {"cniVersion": "1.1.0", "name": "n", "ipMasq": True, "mtu": "x", "ipam": IPAM}
+    conf = {"cniVersion": "1.1.0", "name": "n", "vlan": 7, "mtu": "x", "ipam": IPAM}
     request = skel.parse_request({**ENV, "CNI_COMMAND": "DEL"}, json.dumps(conf).encode())
     assert netconf.ipam_type(request.conf) == "host-local"
 
@@ -457,7 +457,7 @@ def test_parse_raises_nothing_but_cni_errors(conf: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
-@pytest.mark.parametrize("key", ["vlan", "mode", "bandwidth"])
+@pytest.mark.parametrize("key", ["vlan", "mode", "portMappings"])
 def test_no_depth_of_nesting_is_too_much(key: str, opening: str, closing: str) -> None:
     for depth in [*range(10, 900, 70), *range(900, 1000, 3)]:
         value = opening * depth + "1" + closing * depth

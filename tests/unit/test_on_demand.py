@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cni_plugin import netconf
+from cni_plugin import agentconf
 from cni_plugin.agent import lock
 from cni_plugin.fields import Fields
 from cni_plugin.spec import CniError, Code
@@ -31,13 +31,13 @@ _PROJECT = Path(__file__).parents[2]
     ],
 )
 def test_what_a_configuration_says(conf: dict[str, Any], wanted: tuple[str, str, int]) -> None:
-    assert netconf.agent(Fields(conf)) == wanted
+    assert agentconf.parse(Fields(conf)) == wanted
 
 
 @pytest.mark.parametrize("value", [0, -1, 86_401, 1.5, "60", True, [], {}])
 def test_an_idle_time_that_is_refused(value: object) -> None:
     with pytest.raises(CniError) as caught:
-        netconf.agent(Fields({"agentIdle": value}))
+        agentconf.parse(Fields({"agentIdle": value}))
     assert caught.value.code == Code.INVALID_CONFIG
     assert caught.value.msg.startswith("agentIdle: ")
 

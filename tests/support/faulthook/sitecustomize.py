@@ -22,6 +22,7 @@ import fcntl
 import os
 import signal
 import socket
+import sys
 
 _action, _, _number = os.environ.pop("PODWIRE_FAULT", "").partition(":")
 _log = os.environ.pop("PODWIRE_FAULT_LOG", "")
@@ -56,8 +57,16 @@ def _look():
     return bool(held)
 
 
+def _in_upkeep():
+    """Whether this is the agent's thread that looks when it likes: its calls are no points."""
+    threading = sys.modules.get("threading")
+    return threading is not None and threading.current_thread().name == "upkeep"
+
+
 def _point(name, call, args, kwargs):
     global _reached
+    if _file and _in_upkeep():
+        return call(*args, **kwargs)
     if _file and not _look():
         return call(*args, **kwargs)
     _reached += 1

@@ -1,0 +1,87 @@
+"""ADD and CHECK of a pod whose link an earlier plugin of the chain made: podwire as portmap and
+bandwidth.
+
+What is known of the pod comes from prevResult, and what that does not tell from the kernel: which
+link of the node is the other end of the pod's, and which one leads to its address.
+"""
+
+from __future__ import annotations
+
+from cni_plugin import additions, results, upkeep
+from cni_plugin.additions import Way
+from cni_plugin.kernel import device, messages, observe
+from cni_plugin.netconf import NetConf
+from cni_plugin.node import Node, all_or_nothing, record_of, sandbox
+from cni_plugin.records import NetworkRecord
+from cni_plugin.ruleset import ISOLATED
+from cni_plugin.spec import CniError, Code, IPConfig, Request, Result
+
+
+def add(request: Request, node: Node, conf: NetConf) -> bytes:
+    """Add to the pod what the configuration asks for, and pass prevResult on."""
+    previous = conf.prev_result or Result()
+    ips = _ips(request, previous)
+    with sandbox(node, request.netns) as fd, all_or_nothing() as undo:
+        way = _way(request, node, conf, fd, ips)
+        wanted = additions.plan(conf, request.attachment, way, tuple(ip.address.ip for ip in ips))
+        reply = results.encode_result(previous, request.version)
+        additions.limit(node, wanted, way, undo)
+        if conf.ingress_policy == ISOLATED:
+            _isolate(node, way)
+        upkeep.keep(node.fabric, _record(conf, previous, ips))
+        additions.open_ports(node, wanted, undo)
+        return node.hand_over(reply)
+
+
+def check(request: Request, node: Node, conf: NetConf) -> list[str]:
+    """What is not as `add` left it, in words."""
+    previous = conf.prev_result or Result()
+    ips = _ips(request, previous)
+    with sandbox(node, request.netns) as fd:
+        way = _way(request, node, conf, fd, ips)
+    wanted = additions.plan(conf, request.attachment, way, tuple(ip.address.ip for ip in ips))
+    return [
+        *additions.differences(node, wanted, way),
+        *upkeep.differences(node.fabric, _record(conf, previous, ips)),
+    ]
+
+
+def _ips(request: Request, previous: Result) -> tuple[IPConfig, ...]:
+    """The addresses of the attachment's own interface."""
+    ours = {
+        index
+        for index, interface in enumerate(previous.interfaces)
+        if interface.name == request.attachment.ifname and interface.sandbox
+    }
+    return tuple(ip for ip in previous.ips if ip.interface is None or ip.interface in ours)
+
+
+def _record(conf: NetConf, previous: Result, ips: tuple[IPConfig, ...]) -> NetworkRecord:
+    """The bridge is the first link that prevResult names, as the reference's firewall takes it."""
+    links = [interface.name for interface in previous.interfaces if not interface.sandbox]
+    subnets = tuple(dict.fromkeys(ip.address.network for ip in ips))
+    return record_of(conf, subnets)._replace(bridge=links[0] if len(links) > 1 else "")
+
+
+def _isolate(node: Node, way: Way) -> None:
+    """Keep the pod apart from others of its bridge that are isolated; it goes with the link."""
+    index = device.index(node.route_socket, way.host_link)
+    node.route_socket.batch([messages.isolate_port(index, way.host_link)])
+
+
+def _way(request: Request, node: Node, conf: NetConf, fd: int, ips: tuple[IPConfig, ...]) -> Way:
+    """Looked up where something of it is needed."""
+    host_link = route_link = ""
+    if any(conf.bandwidth) or conf.ingress_policy == ISOLATED:
+        host_link = observe.other_end(node.route_socket, fd, request.attachment.ifname)
+        if not host_link:
+            raise CniError(
+                Code.INVALID_CONFIG,
+                f"{'bandwidth' if any(conf.bandwidth) else 'ingressPolicy'}: "
+                f"{request.attachment.ifname} has no other end on this node",
+                "limits and isolation need a veth pair: leave the option out for this network",
+            )
+    if conf.ports.mappings and ips:
+        v4 = [ip.address.ip for ip in ips if ip.address.version == 4]
+        route_link = observe.way_to(node.route_socket, v4[0]) if v4 else ""
+    return Way(host_link, route_link)

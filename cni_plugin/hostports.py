@@ -1,0 +1,297 @@
+"""Host ports: ports of the node that lead to a pod.
+
+The reference's portmap plugin defines the options: `portMappings` of runtimeConfig, `snat`,
+`markMasqBit`. Everything here is pure; `kernel.hostports` makes it true.
+
+Rules:
+- An unspecified host address ("0.0.0.0", "::") means every address of the node of that family, no
+  host address means every address of the families that the pod has.
+- A port on every address and the same port on one address exclude each other, as Kubernetes'
+  scheduler sees it; on two different addresses they don't.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv6Address, ip_address
+from json import dumps, loads
+
+from cni_plugin import names
+from cni_plugin.fields import Fields, as_address, invalid, shown
+from cni_plugin.spec import Attachment, CniError, Code, IPAddress
+from cni_plugin.typed import Any, NamedTuple
+
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+"""The numbers of the protocols that have ports."""
+DEFAULT_MARK_BIT = 13  # as the reference
+_MAPPINGS = "runtimeConfig.portMappings"
+_LARGEST_PORT = 65535
+_LONGEST_COMMENT = 127  # bytes; nft shows no longer ones
+
+
+class PortMapping(NamedTuple):
+    """One entry of portMappings. `host_ip` None: none was given."""
+
+    host_port: int
+    container_port: int
+    protocol: str
+    host_ip: IPAddress | None
+
+
+class PortOptions(NamedTuple):
+    """What a configuration says about host ports."""
+
+    mappings: tuple[PortMapping, ...]
+    snat: bool
+    mark_bit: int
+
+
+class HostPort(NamedTuple):
+    """A port of the node, of one family, and where it leads; `host_ip` None: all addresses."""
+
+    version: int
+    protocol: str
+    host_ip: IPAddress | None
+    host_port: int
+    pod: IPAddress
+    container_port: int
+
+    @property
+    def where(self) -> str:
+        """The port as people write it: "192.168.1.2:8080/tcp"."""
+        return f"{_shown_address(self.version, self.host_ip)}:{self.host_port}/{self.protocol}"
+
+    def clashes(self, other: HostPort) -> bool:
+        """Whether a packet could be for both."""
+        return (
+            (self.version, self.protocol, self.host_port)
+            == (other.version, other.protocol, other.host_port)
+        ) and (self.host_ip is None or other.host_ip is None or self.host_ip == other.host_ip)
+
+
+class PortRecord(NamedTuple):
+    """The host ports of one attachment, as the node remembers them.
+
+    `localnet` is the link through which the node reaches the pod, and which has to carry packets of
+    127.0.0.1; "" when no port is of IPv4. `snat`: the pod sees the node's address in the place of
+    another pod's or 127.0.0.1; without it these may not get their answers.
+    """
+
+    attachment: Attachment
+    network: str
+    localnet: str
+    snat: bool
+    ports: tuple[HostPort, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of its file: that of the attachment's host veth."""
+        return names.host_veth_name(self.network, self.attachment)
+
+    @property
+    def comment(self) -> str:
+        """Whose an element is, for people and for us; too long a text is closed with a hash."""
+        container_id, ifname = self.attachment
+        text = f"{container_id} {ifname} {self.network}"
+        text = text.encode("ascii", "backslashreplace").decode()
+        if len(text) <= _LONGEST_COMMENT:
+            return text
+        return f"{text[: _LONGEST_COMMENT - 1 - len(self.name)]}~{self.name}"
+
+    @property
+    def holder(self) -> str:
+        """The attachment, for messages."""
+        container_id, ifname = self.attachment
+        return f"container {container_id}, interface {ifname}, network {self.network}"
+
+
+def _shown_address(version: int, address: IPAddress | None) -> str:
+    if version == 4:
+        return str(address or "0.0.0.0")  # noqa: S104  shown, not bound to
+    return f"[{address or '::'}]"
+
+
+# --- the configuration ------------------------------------------------------------------------
+
+
+def parse(fields: Fields) -> PortOptions:
+    """The host ports of a configuration; none is the usual case.
+
+    Raises CniError: 2 for an option of the reference that podwire lacks, 7 for a wrong value.
+    """
+    for key in ("conditionsV4", "conditionsV6", "externalSetMarkChain", "masqAll"):
+        if fields.obj.get(key) not in (None, False, "", []):
+            raise CniError(
+                Code.UNSUPPORTED_FIELD,
+                f"{fields.at(key)}: unsupported field, its value is {shown(fields.obj[key])}",
+                "podwire's host ports have no conditions and no chains of others: remove the field",
+            )
+    bit = fields.integer("markMasqBit", 0, 31)
+    runtime = fields.child("runtimeConfig")
+    mappings = tuple(_mapping(entry) for entry in runtime.children("portMappings"))
+    _refuse_twice(mappings)
+    return PortOptions(
+        mappings=mappings,
+        snat=fields.flag("snat", True),
+        mark_bit=DEFAULT_MARK_BIT if bit is None else bit,
+    )
+
+
+def _mapping(entry: Fields) -> PortMapping:
+    protocol = entry.text("protocol").lower() or "tcp"
+    if protocol not in PROTOCOLS:
+        wanted = f"expected one of {', '.join(PROTOCOLS)}"
+        raise invalid(entry.at("protocol"), entry.text("protocol"), wanted)
+    return PortMapping(
+        host_port=_port(entry, "hostPort"),
+        container_port=_port(entry, "containerPort"),
+        protocol=protocol,
+        host_ip=_host_ip(entry),
+    )
+
+
+def _port(entry: Fields, key: str) -> int:
+    """Runtimes leave mappings without a host port out, and the reference refuses 0 as we do."""
+    port = entry.integer(key, 1, _LARGEST_PORT)
+    if port is None:
+        raise invalid(entry.at(key), None, f"expected a number from 1 to {_LARGEST_PORT}")
+    return port
+
+
+def _host_ip(entry: Fields) -> IPAddress | None:
+    path, text = entry.at("hostIP"), entry.text("hostIP")
+    if not text:
+        return None
+    address = as_address(text, path)
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_multicast:
+        raise invalid(path, text, "expected an address that a node can have")
+    if address.version == 6 and address.is_loopback:
+        remedy = "the kernel lets nobody but the node itself answer there: 127.0.0.1 works"
+        raise invalid(path, text, "expected an address other than ::1", remedy)
+    return address
+
+
+def _refuse_twice(mappings: tuple[PortMapping, ...]) -> None:
+    """Two mappings of one port of the node: which of them was meant?"""
+    for index, mapping in enumerate(mappings):
+        for earlier, other in enumerate(mappings[:index]):
+            if (mapping.protocol, mapping.host_port) == (other.protocol, other.host_port) and (
+                _overlap(mapping.host_ip, other.host_ip)
+            ):
+                raise CniError(
+                    Code.INVALID_CONFIG,
+                    f"{_MAPPINGS}[{index}].hostPort: {mapping.host_port}/{mapping.protocol} is "
+                    f"mapped by {_MAPPINGS}[{earlier}] already",
+                    "map each port of the node once, or on different hostIPs",
+                )
+
+
+def _overlap(one: IPAddress | None, other: IPAddress | None) -> bool:
+    if one is None or other is None:
+        return True
+    if one.version != other.version:
+        return False
+    return one == other or one.is_unspecified or other.is_unspecified
+
+
+# --- the plan ---------------------------------------------------------------------------------
+
+
+def plan(options: PortOptions, addresses: Iterable[IPAddress]) -> tuple[HostPort, ...]:
+    """The host ports of a pod with these addresses; of several of a family the first counts.
+
+    Raises CniError 7 when a mapping's family is one that the pod does not have.
+    """
+    if not options.mappings:
+        return ()
+    pods: dict[int, IPAddress] = {}
+    for address in addresses:
+        pods.setdefault(address.version, address)
+    return tuple(
+        port
+        for index, mapping in enumerate(options.mappings)
+        for port in _host_ports(mapping, f"{_MAPPINGS}[{index}]", pods)
+    )
+
+
+def _host_ports(mapping: PortMapping, path: str, pods: dict[int, IPAddress]) -> Iterator[HostPort]:
+    asked = mapping.host_ip
+    if not pods:
+        raise CniError(Code.INVALID_CONFIG, f"{path}: the pod has no address to lead to")
+    if asked is not None and asked.version not in pods:
+        raise invalid(
+            f"{path}.hostIP",
+            str(asked),
+            f"expected an IPv{10 - asked.version} address, the pod has no IPv{asked.version}",
+            "leave hostIP out for all addresses of the pod's families",
+        )
+    specific = None if asked is None or asked.is_unspecified else asked
+    for version in sorted(pods) if asked is None else (asked.version,):
+        yield HostPort(
+            version=version,
+            protocol=mapping.protocol,
+            host_ip=specific,
+            host_port=mapping.host_port,
+            pod=pods[version],
+            container_port=mapping.container_port,
+        )
+
+
+def record(
+    options: PortOptions,
+    network: str,
+    attachment: Attachment,
+    link: str,
+    addresses: Iterable[IPAddress],
+) -> PortRecord:
+    """What the node has to do and to remember for a pod with these addresses.
+
+    `link` leads to the pod: the bridge, or the host veth of a ptp. Errors are those of `plan`.
+    """
+    ports = plan(options, addresses)
+    return PortRecord(
+        attachment=attachment,
+        network=network,
+        localnet=link if options.snat and any(port.version == 4 for port in ports) else "",
+        snat=options.snat,
+        ports=ports,
+    )
+
+
+# --- the record's text ------------------------------------------------------------------------
+
+
+def encode(record: PortRecord) -> bytes:
+    """The record as JSON."""
+    document = {
+        "containerID": record.attachment.container_id,
+        "ifname": record.attachment.ifname,
+        "network": record.network,
+        "localnet": record.localnet,
+        "snat": record.snat,
+        "ports": [
+            [port.protocol, str(port.host_ip or ""), port.host_port, str(port.pod), port[5]]
+            for port in record.ports
+        ],
+    }
+    return dumps(document).encode()
+
+
+def decode(data: bytes) -> PortRecord:
+    """The record of such a JSON. Raises ValueError, KeyError or TypeError for anything else."""
+    document: Any = loads(data)
+    return PortRecord(
+        attachment=Attachment(document["containerID"], document["ifname"]),
+        network=document["network"],
+        localnet=document["localnet"],
+        snat=document["snat"],
+        ports=tuple(_decoded(*port) for port in document["ports"]),
+    )
+
+
+def _decoded(protocol: str, host_ip: str, host_port: int, pod: str, port: int) -> HostPort:
+    address = ip_address(pod)
+    specific = ip_address(host_ip) if host_ip else None
+    return HostPort(address.version, protocol, specific, host_port, address, port)

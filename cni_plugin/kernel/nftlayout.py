@@ -1,0 +1,208 @@
+"""podwire's tables as objects of nftables: sets, chains and rules, made from a `FamilyRules`.
+
+Pure. What stands here is shown in nft's language, with the reasons, in docs/datapath.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from sys import byteorder
+
+from cni_plugin import ruleset
+from cni_plugin.kernel import expressions as ex
+from cni_plugin.kernel.nftmessages import Element, Expression
+from cni_plugin.ruleset import FamilyRules, Range
+from cni_plugin.typed import Any, NamedTuple
+
+_PREROUTING, _FORWARD, _OUTPUT, _POSTROUTING = 0, 2, 3, 4  # NF_INET_*
+_RAW, _BEHIND_DSTNAT, _FILTER, _BEHIND_SRCNAT = -300, -95, 0, 105
+# nft's numbers of types, which the kernel stores for it (nftables, include/datatype.h).
+_ADDRESS = {4: 7, 6: 8}
+_ADDRESS_BYTES = {4: 4, 6: 16}
+_INET_PROTO, _INET_SERVICE, _IFNAME = 12, 13, 41
+_IFNAME_BYTES = 16
+# NFTNL_UDATA_SET_KEYBYTEORDER (libnftnl): without it nft shows a link's name as an empty one.
+_NATIVE = b"\0\4" + (1).to_bytes(4, byteorder)
+_INTERVAL, _MAP, _CONCAT = 0x4, 0x8, 0x80  # NFT_SET_*
+
+
+class SetLayout(NamedTuple):
+    """A set or map with nft_set_msg's attributes; `elements` None: they are not static."""
+
+    name: str
+    attributes: dict[str, Any]
+    elements: tuple[Element, ...] | None
+
+
+class ChainLayout(NamedTuple):
+    """A chain and its rules; with a `kind` the kernel calls it at a hook."""
+
+    name: str
+    rules: tuple[tuple[Expression, ...], ...]
+    kind: str = ""
+    hook: int = 0
+    priority: int = 0
+
+
+class TableLayout(NamedTuple):
+    version: int
+    sets: tuple[SetLayout, ...]
+    chains: tuple[ChainLayout, ...]
+
+
+def table(family: FamilyRules, mark: int) -> TableLayout:
+    """The table of a family; a chain stands behind those that it jumps to."""
+    return TableLayout(family.version, tuple(_sets(family)), tuple(_chains(family, mark)))
+
+
+# --- sets -------------------------------------------------------------------------------------
+
+
+def _sets(family: FamilyRules) -> Iterator[SetLayout]:
+    version = family.version
+    if family.masquerade:
+        yield _addresses(version, ruleset.MASQUERADE, family.masquerade)
+        yield _addresses(version, ruleset.DIRECT, family.direct)
+    if family.host_ports:
+        yield _addresses(version, ruleset.PODS, family.pods)
+        port = _type(_INET_PROTO, _INET_SERVICE), 8
+        own_port = _type(_ADDRESS[version], *(_INET_PROTO, _INET_SERVICE))
+        target = _type(_ADDRESS[version], _INET_SERVICE), _ADDRESS_BYTES[version] + 4
+        yield SetLayout(ruleset.UNMASKED_PORTS, _set(*port), None)
+        yield SetLayout(ruleset.HOST_PORTS, _map(*port, *target), None)
+        key = own_port, _ADDRESS_BYTES[version] + 8
+        yield SetLayout(ruleset.HOST_PORTS_IP, _map(*key, *target), None)
+    if family.closed:
+        once = tuple(Element(_link(name)) for name in family.closed)
+        twice = tuple(Element(_link(name) * 2) for name in family.within)
+        links = {**_set(_IFNAME, _IFNAME_BYTES), "NFTA_SET_USERDATA": _NATIVE}
+        yield SetLayout(ruleset.CLOSED, links, once)
+        yield SetLayout(ruleset.WITHIN, _set(_type(_IFNAME, _IFNAME), 2 * _IFNAME_BYTES), twice)
+
+
+def _type(*parts: int) -> int:
+    """nft's number of a concatenation: six bits for each part."""
+    number = 0
+    for part in parts:
+        number = number << 6 | part
+    return number
+
+
+def _set(key_type: int, key_bytes: int, flags: int = 0) -> dict[str, Any]:
+    return {
+        "NFTA_SET_FLAGS": flags,
+        "NFTA_SET_KEY_TYPE": key_type,
+        "NFTA_SET_KEY_LEN": key_bytes,
+    }
+
+
+def _map(key_type: int, key_bytes: int, data_type: int, data_bytes: int) -> dict[str, Any]:
+    data = {"NFTA_SET_DATA_TYPE": data_type, "NFTA_SET_DATA_LEN": data_bytes}
+    return {**_set(key_type, key_bytes, _MAP), **data}
+
+
+def _addresses(version: int, name: str, ranges: tuple[Range, ...]) -> SetLayout:
+    attributes = _set(_ADDRESS[version], _ADDRESS_BYTES[version], _INTERVAL)
+    return SetLayout(name, attributes, tuple(_intervals(version, ranges)))
+
+
+def _intervals(version: int, ranges: tuple[Range, ...]) -> Iterator[Element]:
+    size = _ADDRESS_BYTES[version]
+    for first, last in ranges:
+        yield Element(first.to_bytes(size, "big"))
+        if (last + 1) >> 8 * size == 0:  # else it is open: to the last address
+            yield Element((last + 1).to_bytes(size, "big"), end=True)
+
+
+def _link(name: str) -> bytes:
+    return name.encode().ljust(_IFNAME_BYTES, b"\0")
+
+
+# --- chains -----------------------------------------------------------------------------------
+
+
+def _chains(family: FamilyRules, mark: int) -> Iterator[ChainLayout]:
+    version = family.version
+    if family.host_ports:
+        if version == 4:
+            yield ChainLayout(
+                ruleset.CHAIN_GUARD, tuple(_guard_rules()), "filter", _PREROUTING, _RAW
+            )
+        yield ChainLayout(ruleset.CHAIN_HOST_PORTS, tuple(_host_port_rules(version, mark)))
+        local = ((*ex.to_this_node(), ex.jump(ruleset.CHAIN_HOST_PORTS)),)
+        for name, hook in (
+            (ruleset.CHAIN_PREROUTING, _PREROUTING),
+            (ruleset.CHAIN_OUTPUT, _OUTPUT),
+        ):
+            yield ChainLayout(name, local, "nat", hook, _BEHIND_DSTNAT)
+    if family.host_ports or family.masquerade:
+        rules = tuple(_postrouting_rules(family, mark))
+        yield ChainLayout(ruleset.CHAIN_POSTROUTING, rules, "nat", _POSTROUTING, _BEHIND_SRCNAT)
+    if family.closed:
+        rules = (tuple(_forward_rule()),)
+        yield ChainLayout(ruleset.CHAIN_FORWARD, rules, "filter", _FORWARD, _FILTER)
+
+
+_LOOPBACK = b"\x7f"  # 127.0.0.0/8
+
+
+def _guard_rules() -> Iterator[tuple[Expression, ...]]:
+    """127.0.0.0/8 belongs to this node alone, whatever route_localnet lets the kernel route."""
+    for load in (ex.first_byte(is_source=True), ex.first_byte(is_source=False)):
+        yield (
+            *ex.not_from_loopback(),
+            load,
+            ex.compare(_LOOPBACK),
+            ex.drop(),
+        )
+
+
+def _host_port_rules(version: int, mark: int) -> Iterator[tuple[Expression, ...]]:
+    """Of a pod's own packets, and of the node's from 127.0.0.1, the answer would not come back
+    through here: they are marked, and masqueraded at last."""
+    masked = (
+        ex.protocol(0),
+        ex.destination_port(1),
+        ex.in_set(ruleset.UNMASKED_PORTS, inside=False),
+        *ex.mark(mark, on=True),
+    )
+    yield ex.source(version), ex.in_set(ruleset.PODS), *masked
+    if version == 4:
+        yield ex.first_byte(is_source=True), ex.compare(_LOOPBACK), *masked
+    words = _ADDRESS_BYTES[version] // 4
+    yield (
+        ex.destination(version),
+        ex.protocol(words),
+        ex.destination_port(words + 1),
+        ex.map_to(ruleset.HOST_PORTS_IP),
+        ex.redirect(version),
+    )
+    yield (
+        ex.protocol(0),
+        ex.destination_port(1),
+        ex.map_to(ruleset.HOST_PORTS),
+        ex.redirect(version),
+    )
+    yield tuple(ex.mark(mark, on=False))
+
+
+def _postrouting_rules(family: FamilyRules, mark: int) -> Iterator[tuple[Expression, ...]]:
+    version = family.version
+    if family.host_ports:
+        yield *ex.is_marked(mark), *ex.is_redirected(), ex.masquerade()
+    if family.masquerade:
+        yield (
+            ex.source(version),
+            ex.in_set(ruleset.MASQUERADE),
+            ex.destination(version),
+            ex.in_set(ruleset.DIRECT, inside=False),
+            ex.masquerade(),
+        )
+
+
+def _forward_rule() -> Iterator[Expression]:
+    """From one closed bridge to another, or within one that is closed in itself."""
+    yield from (ex.in_link(), ex.in_set(ruleset.CLOSED))
+    yield from (ex.out_link(), ex.in_set(ruleset.CLOSED))
+    yield from (ex.in_link(0), ex.out_link(_IFNAME_BYTES // 4))
+    yield from (ex.in_set(ruleset.WITHIN, inside=False), ex.drop())

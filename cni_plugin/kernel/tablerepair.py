@@ -1,0 +1,185 @@
+"""podwire's table as wanted against what is there: the messages that make it good, and why.
+
+Pure. A packet filter is small and its parts refer to each other: when a chain or a rule is not as
+it should be, all chains are written anew, in the same transaction; sets and maps stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from cni_plugin import ruleset
+from cni_plugin.kernel import nftmessages as nft
+from cni_plugin.kernel import nftview
+from cni_plugin.kernel.messages import Message
+from cni_plugin.kernel.nftlayout import ChainLayout, SetLayout, TableLayout
+from cni_plugin.kernel.nftmessages import Element
+from cni_plugin.kernel.nftview import ChainState, RuleState, TableState
+from cni_plugin.ruleset import TABLE
+from cni_plugin.typed import NamedTuple
+
+_INTERVALS = (ruleset.MASQUERADE, ruleset.DIRECT, ruleset.PODS)
+_CHAINS = (  # those that jump before those that they jump to
+    ruleset.CHAIN_GUARD,
+    ruleset.CHAIN_PREROUTING,
+    ruleset.CHAIN_OUTPUT,
+    ruleset.CHAIN_POSTROUTING,
+    ruleset.CHAIN_FORWARD,
+    ruleset.CHAIN_HOST_PORTS,
+)
+
+
+class Repair(NamedTuple):
+    """A difference in words and the messages that make it good. `emptied` are the IP versions
+    whose host-port maps are made anew by that."""
+
+    words: str
+    messages: tuple[Message, ...]
+    emptied: tuple[int, ...] = ()
+
+
+def removal(version: int) -> Repair:
+    words = f"the nftables table {_name(version)} is there, and nothing needs it"
+    return Repair(words, (nft.delete_table(version, TABLE),))
+
+
+def table_repairs(
+    wanted: TableLayout,
+    seen: TableState | None,
+    chains: Mapping[str, ChainState],
+    rebuild: bool = False,
+) -> Iterator[Repair]:
+    """`chains` are those of the table, by name. With `rebuild` all of it is made anew."""
+    name = _name(wanted.version)
+    if seen is None:
+        yield Repair(f"the nftables table {name} is missing", _whole(wanted), _maps(wanted))
+        return
+    changed = [s.name for s in wanted.sets if seen.sets[s.name] not in (None, s.attributes)]
+    if changed or rebuild:
+        messages = (nft.delete_table(wanted.version, TABLE), *_whole(wanted))
+        words = f"the sets {', '.join(changed)} of the nftables table {name} are of another kind"
+        yield Repair(words, messages, _maps(wanted))
+        return
+    if seen.flags:
+        awake = nft.add_table(wanted.version, TABLE)
+        yield Repair(f"the nftables table {name} is dormant", (awake,))
+    yield from _set_repairs(wanted, seen)
+    wrong = _wrong_chains(wanted, seen, chains)
+    if wrong:
+        words = f"the chains {', '.join(wrong)} of the nftables table {name} are not as they were"
+        yield Repair(words, tuple(_rewritten(wanted, chains)))
+
+
+def _name(version: int) -> str:
+    return f"{nft.family_name(version)} {TABLE}"
+
+
+def _whole(wanted: TableLayout) -> tuple[Message, ...]:
+    return (
+        nft.add_table(wanted.version, TABLE),
+        *(m for each in wanted.sets for m in _set_messages(wanted.version, each)),
+        *_chain_messages(wanted),
+    )
+
+
+# --- sets -------------------------------------------------------------------------------------
+
+
+def _maps(wanted: TableLayout) -> tuple[int, ...]:
+    has_maps = any(each.elements is None for each in wanted.sets)
+    return (wanted.version,) if has_maps else ()
+
+
+def _set_messages(version: int, layout: SetLayout) -> Iterator[Message]:
+    yield nft.add_set(version, TABLE, layout.name, layout.attributes)
+    yield from nft.add_elements(version, TABLE, layout.name, layout.elements or ())
+
+
+def _set_repairs(wanted: TableLayout, seen: TableState) -> Iterator[Repair]:
+    version = wanted.version
+    for layout in wanted.sets:
+        which = f"the set {layout.name} of the nftables table {_name(version)}"
+        if seen.sets[layout.name] is None:
+            emptied = (version,) if layout.elements is None else ()
+            yield Repair(f"{which} is missing", (*_set_messages(version, layout),), emptied)
+        elif layout.elements is not None:
+            messages = _element_changes(version, layout, set(seen.elements[layout.name]))
+            if messages:
+                yield Repair(f"{which} has other elements than it should", messages)
+
+
+def _element_changes(version: int, layout: SetLayout, seen: set[Element]) -> tuple[Message, ...]:
+    """What makes the elements right: the difference alone when that is whole intervals, as when
+    a peer comes or goes among thousands; else all anew."""
+    wanted = layout.elements or ()
+    if seen == set(wanted):
+        return ()
+    name = layout.name
+    gone, new = _runs(seen.difference(wanted)), _runs(set(wanted) - seen)
+    if gone is None or new is None or layout.name not in _INTERVALS:
+        return (
+            nft.flush_elements(version, TABLE, name),
+            *nft.add_elements(version, TABLE, name, wanted),
+        )
+    return (
+        *nft.delete_elements(version, TABLE, name, gone),
+        *nft.add_elements(version, TABLE, name, new),
+    )
+
+
+def _runs(elements: set[Element]) -> list[Element] | None:
+    """Beginnings and ends of intervals in order; None when they are not pairs."""
+    ordered = sorted(elements, key=lambda element: element.key)
+    pairs = zip(ordered[::2], ordered[1::2], strict=False)
+    if len(ordered) % 2 or any(first.end or not last.end for first, last in pairs):
+        return None
+    return ordered
+
+
+# --- chains -----------------------------------------------------------------------------------
+
+
+def _chain_messages(wanted: TableLayout) -> Iterator[Message]:
+    version = wanted.version
+    for chain in wanted.chains:
+        yield nft.add_chain(version, TABLE, chain.name, chain.kind, chain.hook, chain.priority)
+        for rule in chain.rules:
+            yield nft.add_rule(version, TABLE, chain.name, rule)
+
+
+def _wrong_chains(
+    wanted: TableLayout, seen: TableState, chains: Mapping[str, ChainState]
+) -> list[str]:
+    wrong = [
+        chain.name
+        for chain in wanted.chains
+        if not _is_like(wanted.version, chain, chains.get(chain.name))
+        or not _has_rules(chain, seen.rules.get(chain.name, []))
+    ]
+    names = {chain.name for chain in wanted.chains}
+    return wrong + [name for name in _CHAINS if name in chains and name not in names]
+
+
+def _is_like(version: int, chain: ChainLayout, state: ChainState | None) -> bool:
+    """Whether the kernel calls the chain where it should, and it drops nothing by itself."""
+    return state == ChainState(
+        version, TABLE, chain.name, chain.kind, chain.hook, chain.priority, nft.ACCEPT
+    )
+
+
+def _has_rules(chain: ChainLayout, rules: list[RuleState]) -> bool:
+    return len(rules) == len(chain.rules) and all(map(nftview.is_rule, rules, chain.rules))
+
+
+def _rewritten(wanted: TableLayout, chains: Mapping[str, ChainState]) -> Iterator[Message]:
+    """All chains of podwire's anew; those that can stay do, since others may refer to them."""
+    version = wanted.version
+    layouts = {chain.name: chain for chain in wanted.chains}
+    present = [name for name in _CHAINS if name in chains]
+    for name in present:
+        yield nft.delete_rule(version, TABLE, name)
+    for name in present:
+        layout, state = layouts.get(name), chains[name]._replace(policy=nft.ACCEPT)
+        if layout is None or not _is_like(version, layout, state):
+            yield nft.delete_chain(version, TABLE, name)
+    yield from _chain_messages(wanted)

@@ -1,0 +1,206 @@
+"""What the kernel tells of changes that podwire has to look after; the rest is passed over.
+
+Two sockets of multicast groups: rtnetlink's for links, addresses, routes and neighbours, and
+nftables'. A node with a hundred pods hears much that means nothing here: pods' links that come and
+go, neighbours of the bridge, rules of others. That is told apart by a few bytes of each message,
+without decoding it.
+
+Rules:
+- Passing over something that mattered is repaired late (the upkeep looks at all of it every half
+  minute); not passing over something that did not costs one look.
+- A socket that overflowed says so as a change.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from errno import ENOBUFS
+from socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, SOL_SOCKET, socket
+
+from cni_plugin.datapath import ROUTE_PROTOCOL
+from cni_plugin.drift import MAIN_TABLE
+from cni_plugin.kernel.messages import (
+    DUMP,
+    RTM_DELADDR,
+    RTM_DELLINK,
+    RTM_DELNEIGH,
+    RTM_DELROUTE,
+    RTM_GETLINK,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+    RTN_UNICAST,
+)
+from cni_plugin.kernel.netlink import HEADER
+
+_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+_NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
+_ROUTE_GROUPS = (1, 3, 5, 7, 9, 11)  # link, neighbour, IPv4 address and route, IPv6 the same
+_NFTABLES_GROUP = 7  # NFNLGRP_NFTABLES
+_SO_RCVBUFFORCE = 33
+_ROOM = 4 * 1024 * 1024  # bytes; a burst of thousands of changes
+_RECEIVE = 1 << 17
+_AF_UNSPEC, _AF_BRIDGE, _AF_INET6 = 0, 7, 10
+_RTM_NEWNEIGH = 28
+_IFLA_IFNAME, _IFLA_MTU = 3, 4
+_RTA_DST, _RTA_GATEWAY, _RTA_MULTIPATH = 1, 5, 9
+_RTPROT_KERNEL, _SCOPE_LINK = 2, 253
+_UP_AND_RUNNING = 0x1 | 0x40  # IFF_UP, IFF_RUNNING
+_IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
+_ROUTE = struct.Struct("=8BI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_ADDRESS = struct.Struct("=4Bi")  # family, prefixlen, flags, scope, index
+_NEIGHBOUR = struct.Struct("=B3xiHBB")  # family, index, state, flags, type
+_ATTRIBUTE = struct.Struct("=HH")
+_NUMBER = struct.Struct("=I")
+# Ends of pods' links, ours and other plugins', and the devices that shape pods' traffic.
+_OF_A_POD = re.compile(rb"veth[0-9a-f]{7,11}|pwi[0-9a-f]{12}")
+_OVERLAY = b"pwvx"
+_OURS = b"podwire"
+# Tables and chains that come and go: flush ruleset, a policy that drops. NFT_MSG_*.
+_NFT_SHAPE = frozenset((0, 2, 3, 5))
+
+Link = tuple[bytes, int, int]
+"""Name, up and running, MTU."""
+
+
+class _Watch:
+    """A socket of multicast groups of the namespace that was current at construction."""
+
+    def __init__(self, protocol: int, groups: tuple[int, ...]) -> None:
+        self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol)
+        try:
+            self._socket.bind((0, 0))
+            with suppress(PermissionError):  # in a namespace of another user the usual has to do
+                self._socket.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
+            for group in groups:
+                self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        except OSError:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def changes(self) -> set[str]:
+        """What has changed since the last call, in words; empty when it is nothing to us."""
+        found: set[str] = set()
+        while True:
+            try:
+                data = self._socket.recv(_RECEIVE)
+            except BlockingIOError:
+                return found
+            except OSError as e:
+                if e.errno != ENOBUFS:
+                    raise
+                found.add("too many changes to hear each")
+                continue
+            for kind, body in _messages(data):
+                if word := self.word(kind, body):
+                    found.add(word)
+
+    def word(self, kind: int, body: bytes) -> str:
+        """What a message says that matters; "" for one that does not."""
+        raise NotImplementedError
+
+
+class RouteWatch(_Watch):
+    """Links, addresses, routes, and the overlay's entries."""
+
+    def __init__(self) -> None:
+        self.links: dict[int, Link] = {}
+        super().__init__(_NETLINK_ROUTE, _ROUTE_GROUPS)
+        body = _IFINFO.pack(_AF_UNSPEC, 0, 0, 0, 0)
+        self._socket.send(HEADER.pack(HEADER.size + len(body), RTM_GETLINK, DUMP, 1, 0) + body)
+
+    def word(self, kind: int, body: bytes) -> str:
+        if kind in (RTM_NEWLINK, RTM_DELLINK):
+            return self._link(kind, body)
+        if kind in (RTM_NEWROUTE, RTM_DELROUTE):
+            return _route(body)
+        if kind in (RTM_NEWADDR, RTM_DELADDR):
+            return self._address(body)
+        if kind in (_RTM_NEWNEIGH, RTM_DELNEIGH):
+            return self._neighbour(body)
+        return ""
+
+    def _link(self, kind: int, body: bytes) -> str:
+        family, _, index, flags, _ = _IFINFO.unpack_from(body)
+        if family == _AF_BRIDGE:  # of a port of a bridge
+            return ""
+        attributes = dict(_attributes(body, _IFINFO.size))
+        name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0")
+        if _OF_A_POD.fullmatch(name):
+            return ""
+        if kind == RTM_DELLINK:
+            return f"link {_text(name)} is gone" if self.links.pop(index, None) else ""
+        mtu = attributes.get(_IFLA_MTU, b"")
+        before = self.links.get(index)
+        now = name, flags & _UP_AND_RUNNING, _NUMBER.unpack(mtu)[0] if len(mtu) == 4 else 0
+        self.links[index] = now
+        if before is None:  # one that is new matters by its addresses and routes
+            return ""
+        return f"link {_text(name)} changed" if before != now else ""
+
+    def _address(self, body: bytes) -> str:
+        _, _, _, scope, index = _ADDRESS.unpack_from(body)
+        if scope == _SCOPE_LINK or index not in self.links:
+            return ""
+        return f"an address of {_text(self.links[index][0])} changed"
+
+    def _neighbour(self, body: bytes) -> str:
+        index = _NEIGHBOUR.unpack_from(body)[1]
+        overlay = index in self.links and self.links[index][0].startswith(_OVERLAY)
+        return "the overlay's entries changed" if overlay else ""
+
+
+class RulesetWatch(_Watch):
+    """nftables: what names podwire, and tables and chains that come and go."""
+
+    def __init__(self) -> None:
+        super().__init__(_NETLINK_NETFILTER, (_NFTABLES_GROUP,))
+
+    def word(self, kind: int, body: bytes) -> str:
+        return "nftables changed" if kind & 0xFF in _NFT_SHAPE or _OURS in body else ""
+
+
+def _route(body: bytes) -> str:
+    """Ours that lead to peers, and others' in the main table that may stand in their way."""
+    _, length, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(body)
+    if table != MAIN_TABLE or kind != RTN_UNICAST:
+        return ""
+    attributes = dict(_attributes(body, _ROUTE.size))
+    if protocol == ROUTE_PROTOCOL:
+        led = _RTA_GATEWAY in attributes or _RTA_MULTIPATH in attributes
+        return "podwire's routes changed" if led else ""  # else one of a pod
+    link_local = length == 64 and attributes.get(_RTA_DST, b"")[:2] == b"\xfe\x80"
+    return "" if protocol == _RTPROT_KERNEL and link_local else "routes changed"
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The messages of a datagram as (type, body)."""
+    offset = 0
+    while offset + HEADER.size <= len(data):
+        length, kind = HEADER.unpack_from(data, offset)[:2]
+        if length < HEADER.size:
+            return
+        yield kind, data[offset + HEADER.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    while offset + _ATTRIBUTE.size <= len(body):
+        length, kind = _ATTRIBUTE.unpack_from(body, offset)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind & 0x3FFF, body[offset + _ATTRIBUTE.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")

@@ -1,0 +1,125 @@
+"""The rules that the networks of a node want together, as their records and inventories say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from json import dumps, loads
+
+from cni_plugin.fabric import PORTS, Fabric, cluster_of, stamp
+from cni_plugin.fields import as_network
+from cni_plugin.hostports import DEFAULT_MARK_BIT
+from cni_plugin.kernel.messages import Message
+from cni_plugin.kernel.statefolder import StateFolder
+from cni_plugin.records import NetworkRecord
+from cni_plugin.ruleset import NetworkRules, NodeRules, node_rules
+from cni_plugin.spec import CniError, IPNetwork
+from cni_plugin.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cni_plugin.kernel.portrecords import PortRecords
+
+_DIRECT = "direct"  # the kind of state that holds the destinations known last
+
+
+def wanted(fabric: Fabric) -> NodeRules:
+    """The rules of all networks: worked out when a record or an inventory changed."""
+    memory = fabric.memory
+    records = fabric.records.all()
+    marks = [(stamp(path), path) for path in {record.nodes for record in records if record.nodes}]
+    basis = (records, marks, memory.epoch if marks else 0)
+    whole = all(mark for mark, _ in marks)
+    if memory.wanted is not None and whole and (memory.watched or not marks):
+        known, rules = memory.wanted
+        if known == basis:
+            return rules
+    rules, complete = _rules(fabric, records)
+    memory.wanted = (basis, rules) if complete else None
+    return rules
+
+
+def _rules(fabric: Fabric, records: Sequence[NetworkRecord]) -> tuple[NodeRules, bool]:
+    """The rules, and whether all inventories could be read."""
+    networks, complete = [], True
+    for record in records:
+        direct, known = _direct(fabric, record)
+        complete = complete and known
+        networks.append(
+            NetworkRules(
+                record.subnets,
+                record.masquerade,
+                record.direct + direct,
+                record.bridge,
+                record.ingress_policy,
+                record.accept_forwarding,
+                record.host_ports,
+            )
+        )
+    return node_rules(networks, 1 << _mark_bit(fabric, records)), complete
+
+
+def _mark_bit(fabric: Fabric, records: Sequence[NetworkRecord]) -> int:
+    """The node has one: where networks ask for different ones, that of the newest record."""
+    mapping = [record for record in records if record.host_ports] or records
+    if len({record.mark_bit for record in mapping}) > 1:
+        return max(mapping, key=fabric.records.age_key).mark_bit
+    return mapping[0].mark_bit if mapping else DEFAULT_MARK_BIT
+
+
+def _direct(fabric: Fabric, record: NetworkRecord) -> tuple[tuple[IPNetwork, ...], bool]:
+    """What the record's inventory says of destinations that are never masqueraded.
+
+    When it can't be read, what was known last, and False.
+    """
+    if not (record.nodes and record.masquerade):
+        return (), True
+    from cni_plugin import cluster as clusters
+
+    saved = StateFolder(fabric.key, _DIRECT)
+    try:
+        found = tuple(clusters.direct(cluster_of(fabric, record)))
+    except CniError:
+        data = saved.read(record.network)
+        texts = loads(data) if data else []
+        return tuple(as_network(text, "direct") for text in texts), False
+    if fabric.memory.saved.get(record.network) != found:
+        data = dumps([str(network) for network in found]).encode()
+        if saved.read(record.network) != data:
+            saved.write(record.network, data)
+        fabric.memory.saved[record.network] = found
+    return found, True
+
+
+class Refill:
+    """What fills host-port maps that are made anew: what the records of the ports say.
+
+    Once it was asked, nobody changes these records until it is closed.
+    """
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric = fabric
+        self._stack = ExitStack()
+        self._records: PortRecords | None = None
+
+    def __enter__(self) -> Refill:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __call__(self, version: int) -> list[Message]:
+        folder = StateFolder(self._fabric.key, PORTS)
+        if not folder.stamp():
+            return []  # there was never one
+        from cni_plugin.kernel import portelements, portrecords
+
+        if self._records is None:
+            self._records = portrecords.PortRecords(folder)
+            self._stack.enter_context(self._records.locked())
+        entries = [
+            entry
+            for record in self._records.everything().values()
+            for entry in portelements.entries_of(record)
+            if entry.version == version
+        ]
+        return portelements.additions(entries)

@@ -1,0 +1,266 @@
+"""This node's paths to the pods of its peers: what they should be, what is there, and how one
+becomes the other.
+
+`survey` asks the kernel how the peers are reached and decides with `ipam.peers`; `State` is what
+the kernel holds, and `converge` turns one into the other: what is new comes first, then the routes
+move, then what is stale goes. A failure puts back what was there.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from cni_plugin.crossnode import CrossNode
+from cni_plugin.fields import invalid
+from cni_plugin.kernel import offload, overlay, underlay
+from cni_plugin.kernel.netlink import RouteSocket
+from cni_plugin.kernel.offload import Offload
+from cni_plugin.kernel.overlay import NOTHING, Device, Entries
+from cni_plugin.kernel.overlaymessages import Vxlan
+from cni_plugin.kernel.routetable import KernelRouteTable, Key, Owned, keys_of, owned
+from cni_plugin.kernel.underlay import Underlay, Ways
+from cni_plugin.spec import CniError, IPAddress, IPNetwork
+from cni_plugin.typed import NamedTuple
+from ipam import peers as node_peers
+from ipam import routes
+from ipam.inventory import Inventory, Node
+from ipam.peers import Peers
+
+OVERHEAD = {4: 50, 6: 70}  # IP, UDP and VXLAN headers and the inner Ethernet header, in bytes
+
+
+class Survey(NamedTuple):
+    """What this node needs for its peers as the network is now.
+
+    `device` and `carrier` are None where no peer needs the overlay. `version` is the IP version
+    that carries it, 0 without. `ways` knows those to the peers that were asked for.
+    """
+
+    peers: Peers
+    device: Device | None
+    entries: Entries
+    carrier: Underlay | None
+    offload: Offload
+    ways: Ways
+    version: int = 0
+
+
+class State(NamedTuple):
+    """What the kernel holds of that. `strays` are overlay devices of ours with another name."""
+
+    device: Device | None
+    entries: Entries
+    keys: list[Key]
+    strays: tuple[str, ...]
+
+    @property
+    def routes(self) -> tuple[Owned, ...]:
+        """The routes to the peers, which `keys` holds as the wire has them."""
+        return owned(self.keys)
+
+
+class Changes(NamedTuple):
+    """What was changed: routes, and the overlay in words; false when nothing was."""
+
+    routes: routes.Changes = routes.Changes()
+    overlay: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.routes or self.overlay)
+
+
+# --- what should be -----------------------------------------------------------------------------
+
+
+def survey(inventory: Inventory, own: Node, cross: CrossNode, route_socket: RouteSocket) -> Survey:
+    """Decide the path to each peer. Raises CniError 7 for an inventory or an underlay that the
+    overlay can't use."""
+    ways = Ways(route_socket)
+    ways.ask(node_peers.candidates(inventory, own, cross))
+    decide = partial(node_peers.desired, inventory, own, cross, partial(reach, ways))
+    decided = decide()
+    if not decided.tunnels:
+        return Survey(decided, None, NOTHING, None, Offload(True), ways)
+    version = node_peers.underlay_version(inventory, cross)
+    mine = node_peers.underlay_addresses(own, version, cross)
+
+    def to_peers(near: IPNetwork | None) -> list[IPAddress]:
+        nonlocal decided
+        if near is not None:
+            decided = decide(near)
+        return list(decided.tunnels.values())
+
+    carrier = underlay.choose(route_socket, cross, tuple(mine), to_peers, ways)
+    wanted = offload.detect(route_socket, cross.checksum_offload, carrier.name)
+    device = _device(own, cross, carrier, wanted)
+    return Survey(decided, device, entries_of(decided), carrier, wanted, ways, version)
+
+
+def reach(ways: Ways, address: IPAddress) -> str:
+    """The word of `ipam.peers` for the way to an address."""
+    way = ways.of(address)
+    if way is None:
+        return node_peers.UNREACHABLE
+    return node_peers.ROUTED if way.routed else node_peers.DIRECT
+
+
+def _device(own: Node, cross: CrossNode, carrier: Underlay, wanted: Offload) -> Device:
+    vxlan = Vxlan(
+        overlay.device_name(cross.vni),
+        cross.vni,
+        cross.port,
+        node_peers.vtep_mac(cross.vni, own.name),
+        carrier.local,
+        carrier.link,
+        cross.mtu or max(0, carrier.mtu - OVERHEAD[carrier.local.version]),
+    )
+    return Device(vxlan, frozenset(node_peers.carried(own)), wanted.on)
+
+
+def entries_of(peers: Peers) -> Entries:
+    """The overlay's entries as the wire has them."""
+    macs = {mac: bytes.fromhex(mac.replace(":", "")) for mac in peers.tunnels}
+    return Entries(
+        {address.packed: macs[mac] for address, mac in peers.neighbours.items()},
+        frozenset((macs[mac], address.packed) for mac, address in peers.tunnels.items()),
+    )
+
+
+def plain_mtu(found: Survey, route_socket: RouteSocket) -> int:
+    """The least MTU of the plain routes' paths, in bytes; 0 when there are none."""
+    return underlay.path_mtu(route_socket, found.ways.each(found.peers.plain))
+
+
+# --- what is ------------------------------------------------------------------------------------
+
+
+def observe(found: Survey, cross: CrossNode, mac: str, route_socket: RouteSocket) -> State:
+    """What the kernel holds; `mac` is the link-layer address of this node's own end.
+
+    Raises CniError 103 when the name of the overlay's device is another link's.
+    """
+    name = overlay.device_name(cross.vni)
+    device = None
+    if found.device is not None:
+        device = overlay.look(route_socket, name, mac)
+    strays = overlay.strays(route_socket, name if found.device is not None else "")
+    entries = overlay.entries(route_socket, device.ifindex) if device else NOTHING
+    keys = KernelRouteTable(route_socket, device.ifindex if device else 0).keys()
+    return State(device, entries, keys, tuple(strays))
+
+
+def in_line(found: Survey, state: State) -> bool:
+    """Whether there is nothing to do."""
+    if found.device is not None and (
+        state.device is None or not overlay.same(found.device, state.device)
+    ):
+        return False
+    return (
+        not state.strays
+        and found.entries == state.entries
+        and len(state.keys) == len(found.peers.routes)
+        and keys_of(found.peers.routes) == set(state.keys)
+    )
+
+
+def refuse_unfit(found: Survey, route_socket: RouteSocket) -> None:
+    """Raises CniError where the overlay could not work: 7 when the address that peers send to is
+    not this machine's or `vxlan.mtu` is more than the underlay leaves, 104 when what it leaves is
+    too little for IPv6."""
+    if found.device is None or found.carrier is None:
+        return
+    underlay.refuse_elsewhere(route_socket, found.carrier)
+    overlay.refuse_small_mtu(found.device)
+    carrier, size = found.carrier, found.device.vxlan.mtu
+    overhead = OVERHEAD[carrier.local.version]
+    if carrier.mtu and size > carrier.mtu - overhead:
+        raise invalid(
+            "vxlan.mtu",
+            size,
+            f"expected at most {carrier.mtu - overhead}: the path to the peers takes {carrier.mtu}"
+            f" bytes, and the overlay adds {overhead}",
+            "leave vxlan.mtu out, and it follows the underlay",
+        )
+
+
+# --- from one to the other ----------------------------------------------------------------------
+
+
+def converge(found: Survey, state: State, route_socket: RouteSocket) -> Changes:
+    """Make everything as it should be, or leave it as it was and raise CniError."""
+    refuse_unfit(found, route_socket)
+    changes = routes.difference(found.peers.routes, state.routes)
+    KernelRouteTable(route_socket).refuse_obstructed([*changes.add, *changes.replace])
+    try:
+        return _converge(found.device, found.entries, found.peers.routes, state, route_socket)
+    except CniError as failure:
+        try:
+            _put_back(found, state, route_socket)
+        except CniError as e:
+            failure.details = f"{failure.details}; undoing failed: {e.msg}".lstrip("; ")
+        raise
+
+
+def _converge(
+    device: Device | None,
+    entries: Entries,
+    wanted: tuple[routes.NodeRoute, ...],
+    state: State,
+    route_socket: RouteSocket,
+) -> Changes:
+    words: list[str] = []
+    index = 0
+    present, before = state.entries, state.routes
+    if device is not None:
+        index, done = _make_device(device, state.device, route_socket)
+        words += done
+        if state.device is not None and index != state.device.ifindex:
+            present = NOTHING  # they went with the device that was replaced
+            before = KernelRouteTable(route_socket, index).owned()
+        if added := overlay.add_entries(route_socket, index, entries, present):
+            words.append(f"set {added} neighbours and forwarding entries of {device.vxlan.name}")
+    changes = routes.difference(wanted, before)
+    if changes:
+        KernelRouteTable(route_socket, index).work(changes, before)
+    if device is not None and (
+        removed := overlay.remove_entries(route_socket, index, entries, present)
+    ):
+        words.append(f"removed {removed} neighbours and forwarding entries of {device.vxlan.name}")
+    for name in state.strays:
+        overlay.remove(route_socket, name)
+        words.append(f"removed the overlay's device {name}")
+    return Changes(changes, tuple(words))
+
+
+def _make_device(
+    wanted: Device, present: Device | None, route_socket: RouteSocket
+) -> tuple[int, list[str]]:
+    """The device as it should be: its interface index, and what was done."""
+    name = wanted.vxlan.name
+    if present is not None and overlay.fits(wanted, present):
+        if overlay.same(wanted, present):
+            return present.ifindex, []
+        overlay.adjust(route_socket, wanted, present)
+        return present.ifindex, [f"set the overlay's device {name} right"]
+    if present is not None:
+        overlay.remove(route_socket, name)
+    index = overlay.make(route_socket, wanted)
+    verb = "made" if present is None else "replaced"
+    return index, [f"{verb} the overlay's device {name}"]
+
+
+def _put_back(found: Survey, state: State, route_socket: RouteSocket) -> None:
+    """After a failure: the device, its entries and the routes as they were."""
+    index = 0
+    if found.device is not None:
+        name, mac = found.device.vxlan.name, found.device.vxlan.mac
+        now = overlay.look(route_socket, name, mac)
+        if state.device is None:
+            if now is not None:
+                overlay.remove(route_socket, name)
+        else:
+            index, _ = _make_device(state.device, now, route_socket)
+            there = overlay.entries(route_socket, index)
+            overlay.add_entries(route_socket, index, state.entries, there)
+            overlay.remove_entries(route_socket, index, state.entries, there)
+    KernelRouteTable(route_socket, index).restore(state.routes)

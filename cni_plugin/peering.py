@@ -1,0 +1,212 @@
+"""The paths to the peers, kept right by a process that stays: it remembers what it last made.
+
+One more peer, a changed one or one less then takes messages about that peer alone, and no dump.
+`resync` compares with the kernel in full, for what others did meanwhile, for a changed network and
+after a failure. Whatever the memory can't tell for sure is a resync as well: another underlay, a
+first peer behind a router, this node's own entry.
+"""
+
+from __future__ import annotations
+
+import errno as errnos
+from functools import partial
+
+from cni_plugin import cluster as clusters
+from cni_plugin import paths
+from cni_plugin.cluster import Cluster
+from cni_plugin.kernel import overlay, underlay
+from cni_plugin.kernel.netlink import RouteSocket
+from cni_plugin.kernel.nodelock import node_lock
+from cni_plugin.kernel.routetable import KernelRouteTable
+from cni_plugin.paths import Changes, Survey
+from cni_plugin.spec import CniError
+from cni_plugin.typed import NamedTuple
+from ipam import peers as node_peers
+from ipam import routes
+from ipam.inventory import Inventory, Node
+from ipam.peers import Peers
+
+_FEW = 256  # peers; with more of them changed at once a comparison in full is faster
+_GONE = (errnos.ESRCH, errnos.ENOENT)
+
+
+class _Made(NamedTuple):
+    """What was last made: for which cluster, as it was decided, and the interface index of the
+    overlay's device, 0 for none."""
+
+    cluster: Cluster
+    survey: Survey
+    device: int
+
+
+class Peering:
+    """One node's paths to its peers. A thread of its own uses it, in the node's namespace."""
+
+    def __init__(self, route_socket: RouteSocket) -> None:
+        self._socket = route_socket
+        self._made: _Made | None = None
+        self._nodes: dict[str, Node] = {}
+        self._peers: dict[str, Peers] = {}
+
+    @property
+    def survey(self) -> Survey | None:
+        """What was last decided for all peers together: the device, the underlay, the offload."""
+        return self._made.survey if self._made else None
+
+    def resync(self, cluster: Cluster) -> Changes:
+        """Compare with the kernel in full and make everything right; what was changed.
+
+        Raises CniError, and everything is as it was.
+        """
+        self._forget()
+        found = clusters.survey(cluster, self._socket)
+        state = clusters.observed(cluster, found, self._socket)
+        changes = Changes()
+        if not paths.in_line(found, state):
+            with node_lock(exclusive=True):
+                state = clusters.observed(cluster, found, self._socket)
+                changes = paths.converge(found, state, self._socket)
+        index = 0
+        if found.device is not None:
+            name, mac = found.device.vxlan.name, found.device.vxlan.mac
+            device = overlay.look(self._socket, name, mac)
+            index = device.ifindex if device else 0
+        self._remember(_Made(cluster, found, index))
+        return changes
+
+    def update(self, cluster: Cluster) -> Changes:
+        """Make the paths right for the peers that differ from the last time.
+
+        Raises CniError; what was begun is then taken back, and the next call is a resync.
+        """
+        made = self._made
+        if made is None or (made.cluster.own, made.cluster.cross) != (cluster.own, cluster.cross):
+            return self.resync(cluster)
+        nodes = {node.name: node for node in node_peers.others(cluster.inventory, cluster.own)}
+        gone = [name for name in self._nodes if name not in nodes]
+        changed = [node for name, node in nodes.items() if self._nodes.get(name) != node]
+        if len(gone) + len(changed) > _FEW:
+            return self.resync(cluster)
+        self._made = made._replace(cluster=cluster)
+        return self._change(gone, changed)
+
+    def put(self, node: Node) -> Changes:
+        """A peer that is new or has changed. There has to have been an `update` before.
+
+        The whole inventory is not looked at: that no two nodes overlap is the caller's matter.
+        """
+        return self._change([], [] if self._nodes.get(node.name) == node else [node])
+
+    def drop(self, name: str) -> Changes:
+        """A peer that is no more."""
+        return self._change([name] if name in self._nodes else [], [])
+
+    # --- the memory -----------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        self._made = None
+        self._nodes.clear()
+        self._peers.clear()
+
+    def _remember(self, made: _Made) -> None:
+        self._made = made
+        by_route: dict[str, list[routes.NodeRoute]] = {}
+        for route in made.survey.peers.routes:
+            by_route.setdefault(route.node, []).append(route)
+        whole = made.survey.peers
+        for node in node_peers.others(made.cluster.inventory, made.cluster.own):
+            own = tuple(by_route.get(node.name, ()))
+            through = {route.via for route in own if route.overlay}
+            neighbours = {via: whole.neighbours[via] for via in through}
+            tunnels = {mac: whole.tunnels[mac] for mac in neighbours.values()}
+            self._nodes[node.name] = node
+            self._peers[node.name] = Peers(own, neighbours, tunnels)
+
+    # --- one peer -------------------------------------------------------------------------------
+
+    def _change(self, gone: list[str], changed: list[Node]) -> Changes:
+        made = self._made
+        if made is None:
+            raise RuntimeError("a Peering that has made nothing yet")
+        if not gone and not changed:
+            return Changes()
+        wanted: dict[str, Peers] = {}
+        for node in changed:
+            decided = self._decide(made, node)
+            if decided is None:  # it changes more than itself
+                return self._start_again(made, gone, changed)
+            wanted[node.name] = decided
+        remaining = len(self._peers) - len(gone)
+        if made.device and not remaining:
+            return self._start_again(made, gone, changed)
+        before = {name: self._peers.get(name, Peers()) for name in (*gone, *wanted)}
+        after = {**dict.fromkeys(gone, Peers()), **wanted}
+        try:
+            with node_lock(exclusive=True):
+                changes = self._apply(made, before, after)
+        except CniError:
+            self._forget()
+            raise
+        for name in gone:
+            del self._nodes[name], self._peers[name]
+        self._nodes.update((node.name, node) for node in changed)
+        self._peers.update(wanted)
+        return changes
+
+    def _start_again(self, made: _Made, gone: list[str], changed: list[Node]) -> Changes:
+        """A resync with these changes to the peers that are remembered."""
+        nodes = {name: node for name, node in self._nodes.items() if name not in gone}
+        nodes.update((node.name, node) for node in changed)
+        known = Inventory(made.cluster.inventory.source, (made.cluster.own, *nodes.values()))
+        return self.resync(made.cluster._replace(inventory=known))
+
+    def _decide(self, made: _Made, node: Node) -> Peers | None:
+        """What this node needs for one peer; None when the rest has to be looked at, too."""
+        cluster, survey = made.cluster, made.survey
+        pair = Inventory(cluster.inventory.source, (cluster.own, node))
+        near = survey.carrier.near if survey.carrier else None
+        reach = partial(paths.reach, survey.ways)
+        survey.ways.forget(node.addresses)
+        survey.ways.ask(node_peers.candidates(pair, cluster.own, cluster.cross))
+        decided = node_peers.desired(pair, cluster.own, cluster.cross, reach, near, survey.version)
+        if not decided.tunnels:
+            return decided
+        if survey.carrier is None:
+            return None
+        ways = survey.ways.each(decided.tunnels.values())
+        width = underlay.path_mtu(self._socket, ways)
+        other = any(way.link != survey.carrier.link for way in ways if survey.carrier.link)
+        return None if other or 0 < width < survey.carrier.mtu else decided
+
+    def _apply(self, made: _Made, before: dict[str, Peers], after: dict[str, Peers]) -> Changes:
+        """Take the kernel from one to the other, or leave it and raise CniError."""
+        old, new = _joined(before), _joined(after)
+        changes = routes.difference(new.routes, old.routes)
+        table = KernelRouteTable(self._socket, made.device)
+        table.refuse_taken([*changes.add, *changes.replace])
+        here, there = paths.entries_of(old), paths.entries_of(new)
+        added = removed = 0
+        try:
+            if made.device:
+                added = overlay.add_entries(self._socket, made.device, there, here)
+            table.work(changes, old.routes)
+            if made.device:
+                removed = overlay.remove_entries(self._socket, made.device, there, here)
+        except CniError:
+            table.undo(changes, old.routes)
+            if made.device:
+                overlay.remove_entries(self._socket, made.device, here, there)
+                overlay.add_entries(self._socket, made.device, here, there)
+            raise
+        words = [f"set {added} entries of the overlay"] if added else []
+        words += [f"removed {removed} entries of the overlay"] if removed else []
+        return Changes(changes, tuple(words))
+
+
+def _joined(parts: dict[str, Peers]) -> Peers:
+    """Several peers' needs as one."""
+    neighbours = {via: mac for part in parts.values() for via, mac in part.neighbours.items()}
+    tunnels = {mac: to for part in parts.values() for mac, to in part.tunnels.items()}
+    return Peers(
+        tuple(route for part in parts.values() for route in part.routes), neighbours, tunnels
+    )

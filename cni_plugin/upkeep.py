@@ -1,0 +1,200 @@
+"""Keeping right what a node has for all of its networks: rules, routes, the overlay.
+
+`keep` is for an ADD and for the agent's upkeep: it remembers the network's record, and makes the
+node's rules and the routes to its peers what the records of all networks and the inventories say.
+
+Rules:
+- Looking takes no lock. Who has to change the rules reads the records again for the very ruleset
+  that is changed: an ADD that wrote a record meanwhile does not lose by it.
+- What was verified is not looked at again as long as nobody else moved it (`fabric.Memory`).
+- Networks of one node share its peers. If two records name different inventories, or reach the
+  peers in different ways, those of the newest record count.
+- An inventory that can't be read stops what needs it, and nothing else: the rules keep the
+  destinations that were known last.
+"""
+
+from __future__ import annotations
+
+from cni_plugin.fabric import Fabric, Kept, Stamp, Verified, cluster_of, stamp, way_of
+from cni_plugin.noderules import Refill, wanted
+from cni_plugin.records import NetworkRecord
+from cni_plugin.ruleset import NodeRules
+from cni_plugin.spec import CniError
+from cni_plugin.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cni_plugin.cluster import Cluster
+    from cni_plugin.paths import Changes
+
+_LISTED = 5  # routes that are named one by one
+
+
+# --- keeping ----------------------------------------------------------------------------------
+
+
+def keep(fabric: Fabric, record: NetworkRecord, cluster: Cluster | None = None) -> list[str]:
+    """Remember the record, and make true what it and the others say; what was done, in words.
+
+    `cluster` is the record's, if the caller has read the inventory. Raises CniError.
+    """
+    if _is_kept(fabric, record):
+        return []
+    epoch, inventory = fabric.memory.epoch, stamp(record.nodes)
+    fabric.given = {} if cluster is None else {way_of(record): cluster}
+    try:
+        fabric.records.remember(record)
+        done = keep_rules(fabric) + (keep_peers(fabric, record) if record.nodes else [])
+    finally:
+        fabric.given = {}
+    _note_kept(fabric, record, inventory, epoch)
+    return done
+
+
+def _is_kept(fabric: Fabric, record: NetworkRecord) -> bool:
+    """Whether nothing has moved since this record was kept: the common case, in 40 µs."""
+    memory = fabric.memory
+    kept = memory.kept.get(record.network)
+    return (
+        kept is not None
+        and memory.watched
+        and kept.epoch == memory.epoch
+        and kept.verified is memory.verified
+        and kept.record == record
+        and kept.records == fabric.records.stamp()
+        and (not record.nodes or kept.inventory == stamp(record.nodes))
+        and _unmoved(fabric, kept.verified)
+    )
+
+
+def _note_kept(fabric: Fabric, record: NetworkRecord, inventory: Stamp, epoch: int) -> None:
+    memory, records = fabric.memory, fabric.records.settled()
+    if memory.verified is None or not records or (record.nodes and not inventory):
+        memory.kept.pop(record.network, None)
+        return
+    memory.kept[record.network] = Kept(record, records, inventory, epoch, memory.verified)
+
+
+def keep_rules(fabric: Fabric) -> list[str]:
+    """Make the node's rules what the records of all networks want; what was done, in words.
+
+    Host ports are there again with the maps that hold them.
+    """
+    rules = wanted(fabric)
+    if is_verified(fabric, rules) or not (found := _look(fabric, rules)):
+        return []
+    memory = fabric.memory
+    moves, generation = memory.moves, fabric.netfilter.generation()
+    read = [rules]
+
+    def reread() -> NodeRules:
+        read[0] = wanted(fabric)
+        return read[0]
+
+    with Refill(fabric) as refill:
+        changed = fabric.firewall.ensure(rules, reread, refill)
+    memory.verified = Verified(read[0], generation, moves)
+    return found if changed else []
+
+
+def is_verified(fabric: Fabric, rules: NodeRules) -> bool:
+    """Whether only this process has changed the ruleset since it held `rules`."""
+    verified = fabric.memory.verified
+    if verified is None or (verified.rules is not rules and verified.rules != rules):
+        return False
+    return _unmoved(fabric, verified)
+
+
+def _unmoved(fabric: Fabric, verified: Verified) -> bool:
+    moves = fabric.memory.moves  # before the generation: what is counted has been done
+    return fabric.netfilter.generation() - verified.generation == moves - verified.moves
+
+
+def are_verified(fabric: Fabric) -> bool:
+    """The same of the rules that are wanted now. Raises nothing: who can't tell looks."""
+    try:
+        return is_verified(fabric, wanted(fabric))
+    except CniError:
+        return False
+
+
+def _look(fabric: Fabric, rules: NodeRules) -> list[str]:
+    """What differs; when nothing does, it is noted."""
+    moves, generation = fabric.memory.moves, fabric.netfilter.generation()
+    found = fabric.firewall.differences(rules)
+    if not found:
+        fabric.memory.verified = Verified(rules, generation, moves)
+    return found
+
+
+def keep_peers(fabric: Fabric, record: NetworkRecord) -> list[str]:
+    """Make the paths to the peers what the record's inventory says; what was done, in words."""
+    memory = fabric.memory
+    mark, epoch = stamp(record.nodes), memory.epoch
+    if memory.watched and mark and memory.synced.get(way_of(record)) == (mark, epoch):
+        return []
+    if record not in peering(fabric):
+        return []
+    from cni_plugin import cluster as clusters
+
+    done = words(clusters.sync(cluster_of(fabric, record), fabric.route_socket))
+    memory.synced[way_of(record)] = (mark, epoch)
+    return done
+
+
+def words(changes: Changes) -> list[str]:
+    """What was changed, a line for each thing; of many routes how many."""
+    said = list(changes.overlay)
+    for verb in ("remove", "replace", "add"):
+        routes = getattr(changes.routes, verb)
+        if len(routes) > _LISTED:
+            said.append(f"{verb} {len(routes)} routes, that to {routes[0].dst} first")
+            continue
+        for route in routes:
+            node = f" (node {route.node})" if route.node else ""
+            said.append(f"{verb} route to {route.dst} via {route.via}{node}")
+    return said
+
+
+def peering(fabric: Fabric) -> list[NetworkRecord]:
+    """The records whose peers this node is to have: those that agree with the newest of them."""
+    found = [record for record in fabric.records.all() if record.nodes]
+    if len({way_of(record) for record in found}) < 2:
+        return found
+    newest = max(found, key=fabric.records.age_key)
+    return [record for record in found if way_of(record) == way_of(newest)]
+
+
+# --- looking ----------------------------------------------------------------------------------
+
+
+def differences(fabric: Fabric, record: NetworkRecord) -> list[str]:
+    """For CHECK: what of the network's is not as it should be on this node. Changes nothing."""
+    found = []
+    if not fabric.records.holds(record):
+        found.append(f"the node's record of network {record.network} is missing or another")
+    elif not are_verified(fabric):
+        found += rule_differences(fabric)
+    if record.nodes:
+        from cni_plugin import cluster as clusters
+
+        found += clusters.missing(cluster_of(fabric, record), fabric.route_socket)
+    return found
+
+
+def rule_differences(fabric: Fabric) -> list[str]:
+    """What of the rules is not as the records want it."""
+    return fabric.firewall.differences(wanted(fabric))
+
+
+def pod_mtu(fabric: Fabric, record: NetworkRecord) -> int:
+    """The MTU of the network's new pods by the paths to the peers, as `cluster.pod_mtu`: asked for
+    when something changed."""
+    memory, mark, epoch = fabric.memory, stamp(record.nodes), fabric.memory.epoch
+    known = memory.mtus.get(way_of(record))
+    if known is not None and mark and known[:2] == (mark, epoch) and memory.watched:
+        return known[2]
+    from cni_plugin import cluster as clusters
+
+    found = clusters.pod_mtu(cluster_of(fabric, record), fabric.route_socket)
+    memory.mtus[way_of(record)] = (mark, epoch, found)
+    return found
