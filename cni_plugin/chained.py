@@ -17,6 +17,9 @@ from cni_plugin.ruleset import ISOLATED
 from cni_plugin.spec import CniError, Code, IPConfig, Request, Result
 
 
+_BESIDE = "+chained"  # no network's name holds a plus sign
+
+
 def add(request: Request, node: Node, conf: NetConf) -> bytes:
     """Add to the pod what the configuration asks for, and pass prevResult on."""
     previous = conf.prev_result or Result()
@@ -57,10 +60,14 @@ def _ips(request: Request, previous: Result) -> tuple[IPConfig, ...]:
 
 
 def _record(conf: NetConf, previous: Result, ips: tuple[IPConfig, ...]) -> NetworkRecord:
-    """The bridge is the first link that prevResult names, as the reference's firewall takes it."""
+    """Beside the record of the plugin that made the link, which may be podwire's own entry.
+
+    The bridge is the first link that prevResult names, as the reference's firewall takes it.
+    """
     links = [interface.name for interface in previous.interfaces if not interface.sandbox]
     subnets = tuple(dict.fromkeys(ip.address.network for ip in ips))
-    return record_of(conf, subnets)._replace(bridge=links[0] if len(links) > 1 else "")
+    bridge = links[0] if len(links) > 1 else ""
+    return record_of(conf, subnets)._replace(network=f"{conf.network}{_BESIDE}", bridge=bridge)
 
 
 def _isolate(node: Node, way: Way) -> None:

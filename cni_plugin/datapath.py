@@ -165,11 +165,17 @@ def _host_veth(conf: NetConf, attachment: Attachment, ips: tuple[IPConfig, ...])
         name=name,
         mac=names.derived_mac("host", name),
         alias=names.alias(conf.network, attachment),
-        hairpin=conf.hairpin,
+        hairpin=conf.hairpin or (_maps_ports(conf) and not conf.promisc),
         isolated=conf.port_isolation or conf.ingress_policy == ISOLATED,
         addresses=tuple(_host_interface(gateway) for gateway in gateways) if ptp else (),
         routes=tuple(ip.address.network for ip in ips) if ptp else (),
     )
+
+
+def _maps_ports(conf: NetConf) -> bool:
+    """A pod that goes to its own host port gets its packets back by the port they came from, where
+    bridged packets pass the packet filter (net.bridge.bridge-nf-call-iptables)."""
+    return conf.mode == "bridge" and bool(conf.ports.mappings)
 
 
 def _bridge(conf: NetConf, ips: tuple[IPConfig, ...], siblings: tuple[IPInterface, ...]) -> Bridge:

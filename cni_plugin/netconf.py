@@ -223,13 +223,17 @@ def _prev_result(fields: Fields, version: str) -> Result | None:
 
 
 def is_chained(request: Request, previous: Result | None) -> bool:
-    """Whether an earlier plugin made the pod's link: there are no addresses to hand out, and
-    `previous` holds the attachment's interface, but no host veth of podwire's."""
+    """Whether an earlier plugin of the chain, podwire perhaps, made the pod's link.
+
+    There are no addresses to hand out then, and `previous` holds the attachment's interface. When
+    it holds podwire's own host veth as well, it is the whole chain's result: of this very entry if
+    nobody gave the pod an address (layer 2 only), else of an earlier one.
+    """
     if previous is None or ipam_type(request.conf):
         return False
     own = names.host_veth_name(request.network, request.attachment)
     made = any(i.name == request.attachment.ifname and i.sandbox for i in previous.interfaces)
-    return made and all(i.name != own for i in previous.interfaces)
+    return made and (bool(previous.ips) or all(i.name != own for i in previous.interfaces))
 
 
 def _refuse_combinations(conf: NetConf) -> None:

@@ -48,20 +48,6 @@ class NetworkRecord(NamedTuple):
     cross_node: CrossNode = CrossNode()
 
 
-def joined(former: NetworkRecord | None, record: NetworkRecord) -> NetworkRecord:
-    """The record, with what it does not take back from the former one of the network.
-
-    Pods of an IPAM plugin that is asked pod by pod may have addresses of several subnets, and a
-    pod without host ports says nothing of the others. What an inventory says is all there is.
-    """
-    if former is None:
-        return record
-    subnets = record.subnets
-    if not record.nodes:
-        subnets = tuple(dict.fromkeys((*former.subnets, *subnets)))
-    return record._replace(subnets=subnets, host_ports=record.host_ports or former.host_ports)
-
-
 def encode(record: NetworkRecord) -> bytes:
     """The content of the record's file."""
     document = {"format": FORMAT, **record._asdict()}
@@ -188,6 +174,7 @@ class Records:
         known = self._read().of(record.network)
         if known is None or known == record:
             return known is not None
+        record = record._replace(host_ports=record.host_ports or known.host_ports)
         if _plain(known) != _plain(record):
             return False
         return all(_within(subnet, known.subnets) for subnet in record.subnets)
@@ -212,7 +199,9 @@ class Records:
         if known is not None:
             older = known.subnets[-_MOST_SUBNETS:]
             new = tuple(s for s in record.subnets if not _within(s, older))
-            record = record._replace(subnets=(*older, *new))
+            # A pod without host ports says nothing of other pods'.
+            ports = record.host_ports or known.host_ports
+            record = record._replace(subnets=(*older, *new), host_ports=ports)
         self._folder.write(record.network, encode(record))
         return True
 

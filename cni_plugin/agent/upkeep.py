@@ -18,21 +18,24 @@ from functools import partial
 from logging import Logger
 from threading import Thread
 from time import monotonic
+from typing import NamedTuple
 
 from cni_plugin import upkeep
 from cni_plugin.agent import mtus, ports
 from cni_plugin.agent.schedule import PERIOD, Schedule
-from cni_plugin.fabric import Fabric, Memory
+from cni_plugin.fabric import Fabric, Memory, Way, cluster_of, stamp, way_of
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.statefolder import node_key
 from cni_plugin.kernel.watch import RouteWatch, RulesetWatch
-from cni_plugin.records import Records
+from cni_plugin.peering import Peering
+from cni_plugin.records import NetworkRecord, Records
 from cni_plugin.spec import CniError
 
 THREAD = "upkeep"
 _FILES_S = 1.0
 _NAMED = 4  # reasons of a look that are named one by one
 _RULES = "nftables changed"
+_INVENTORY = "an inventory changed"
 
 
 class Upkeep:
@@ -44,6 +47,8 @@ class Upkeep:
         self._told: dict[str, None] = {}
         self._files: tuple[object, ...] = ()
         self._mtus = mtus.Mtus(logger)
+        self._peers: _Peers | None = None
+        self._offload = ""
         self._bell, self._ring = -1, -1
         self._thread: Thread | None = None
 
@@ -82,6 +87,7 @@ class Upkeep:
             self._logger.exception("the upkeep ended")
         finally:
             self._memory.watched = False
+            self._forget_peers()
             routes.close()
             ruleset.close()
 
@@ -128,7 +134,7 @@ class Upkeep:
         if found == self._files:
             return ""
         records = found[:1] != self._files[:1]
-        return "a network's record changed" if records else "an inventory changed"
+        return "a network's record changed" if records else _INVENTORY
 
     def _state_of_files(self) -> tuple[object, ...]:
         records = self._memory.records
@@ -166,10 +172,42 @@ class Upkeep:
     def _look_at_all(self, fabric: Fabric, reasons: tuple[str, ...], found: _Findings) -> None:
         _look_at_rules(fabric, found)
         records = upkeep.peering(fabric)
-        for record in records:
-            found.attempt(partial(upkeep.keep_peers, fabric, record))
+        for record in records[:1]:  # they agree
+            found.attempt(partial(self._keep_peers, fabric, record, reasons))
         if records and reasons != (PERIOD,):  # the kernel tells when a link's or a route's changes
             found.attempt(partial(self._mtus.look, fabric, records[0]))
+
+    def _keep_peers(
+        self, fabric: Fabric, record: NetworkRecord, reasons: tuple[str, ...]
+    ) -> list[str]:
+        """After a change of the inventory alone only of the peers that changed."""
+        memory, way = self._memory, way_of(record)
+        mark, epoch = stamp(record.nodes), memory.epoch
+        if self._peers is None or self._peers.way != way:
+            self._forget_peers()
+            route_socket = RouteSocket()
+            self._peers = _Peers(way, route_socket, Peering(route_socket))
+        peering, nodes = self._peers.peering, cluster_of(fabric, record)
+        try:
+            changes = peering.update(nodes) if reasons == (_INVENTORY,) else peering.resync(nodes)
+        except BaseException:
+            self._forget_peers()  # whatever is still on its way to the socket
+            raise
+        memory.synced[way] = (mark, epoch)
+        self._tell_offload(peering)
+        return upkeep.words(changes)
+
+    def _forget_peers(self) -> None:
+        if self._peers is not None:
+            self._peers.route_socket.close()
+            self._peers = None
+
+    def _tell_offload(self, peering: Peering) -> None:
+        """Once, when the checksums of the overlay are not left to the network card."""
+        reason = peering.survey.offload.reason if peering.survey is not None else ""
+        if reason != self._offload and reason:
+            self._logger.info("checksum offload", extra={"fields": {"why": reason}})
+        self._offload = reason
 
     def _tell(self, failures: list[Exception]) -> None:
         """Each failure once, until a look no longer meets it."""
@@ -188,6 +226,14 @@ class Upkeep:
             if text not in now:
                 self._logger.info("no longer", extra={"fields": {"error": text}})
         self._told = now
+
+
+class _Peers(NamedTuple):
+    """The paths to the peers of one inventory, with a socket of their own."""
+
+    way: Way
+    route_socket: RouteSocket
+    peering: Peering
 
 
 class _Findings:

@@ -65,6 +65,10 @@ def _text(data: bytes, _: int) -> Any:
         return data.strip(b"\0")
 
 
+def _address(family: int) -> _Type:
+    return _Type(lambda value, _: inet_pton(family, value), lambda data, _: inet_ntop(family, data))
+
+
 def _any_address(data: bytes, _: int) -> str:
     return inet_ntop(AF_INET6 if len(data) > 4 else AF_INET, data)
 
@@ -81,6 +85,8 @@ _ATOMS = {
     "ipaddr": _Type(
         lambda value, _: inet_pton(AF_INET6 if ":" in value else AF_INET, value), _any_address
     ),
+    "ip4addr": _address(AF_INET),
+    "ip6addr": _address(AF_INET6),
     "target": _Type(
         lambda value, family: inet_pton(family, value),
         lambda data, family: inet_ntop(family, data),

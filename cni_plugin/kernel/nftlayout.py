@@ -129,12 +129,14 @@ def _chains(family: FamilyRules, mark: int) -> Iterator[ChainLayout]:
                 ruleset.CHAIN_GUARD, tuple(_guard_rules()), "filter", _PREROUTING, _RAW
             )
         yield ChainLayout(ruleset.CHAIN_HOST_PORTS, tuple(_host_port_rules(version, mark)))
-        local = ((*ex.to_this_node(), ex.jump(ruleset.CHAIN_HOST_PORTS)),)
-        for name, hook in (
-            (ruleset.CHAIN_PREROUTING, _PREROUTING),
-            (ruleset.CHAIN_OUTPUT, _OUTPUT),
+        local = (*ex.to_this_node(), ex.jump(ruleset.CHAIN_HOST_PORTS))
+        # The kernel lets no answer from outside in to ::1: refused at once, a client takes 127.0.0.1.
+        own = () if version == 4 else (ex.destination(6), ex.compare(_LOOPBACK_6, equal=False))
+        for name, hook, rule in (
+            (ruleset.CHAIN_PREROUTING, _PREROUTING, local),
+            (ruleset.CHAIN_OUTPUT, _OUTPUT, (*own, *local)),
         ):
-            yield ChainLayout(name, local, "nat", hook, _BEHIND_DSTNAT)
+            yield ChainLayout(name, (rule,), "nat", hook, _BEHIND_DSTNAT)
     if family.host_ports or family.masquerade:
         rules = tuple(_postrouting_rules(family, mark))
         yield ChainLayout(ruleset.CHAIN_POSTROUTING, rules, "nat", _POSTROUTING, _BEHIND_SRCNAT)
@@ -144,6 +146,7 @@ def _chains(family: FamilyRules, mark: int) -> Iterator[ChainLayout]:
 
 
 _LOOPBACK = b"\x7f"  # 127.0.0.0/8
+_LOOPBACK_6 = bytes(15) + b"\1"  # ::1
 
 
 def _guard_rules() -> Iterator[tuple[Expression, ...]]:

@@ -24,8 +24,17 @@ from tests.support.topology import Topology
 
 # What is about behaviour has to be the same in a process of the call's own and through an agent.
 _BOTH_WAYS = (
-    *("audit", "bridge", "bridge_options", "check", "delegation", "gc_status", "hostile"),
-    *("neighbours", "overlay", "parallel", "ptp", "results", "routes"),
+    *("audit", "bridge", "bridge_options", "check", "delegation", "gc_status", "host_ports"),
+    *(
+        "host_ports_life",
+        "hostile",
+        "neighbours",
+        "overlay",
+        "parallel",
+        "ptp",
+        "results",
+        "routes",
+    ),
 )
 
 
