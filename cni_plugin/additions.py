@@ -8,9 +8,11 @@ reaches the pod by a port finds it limited; what comes last goes first.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from errno import ENOENT
 
-from cni_plugin import hostports, names, shaping
+from cni_plugin import hostports, names, shaping, upkeep
 from cni_plugin.hostports import PortRecord
+from cni_plugin.kernel.netlink import KernelError
 from cni_plugin.kernel.statefolder import StateFolder
 from cni_plugin.netconf import NetConf
 from cni_plugin.node import Node
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from cni_plugin.kernel.hostports import HostPorts
 
 
+_TRIES = 5
 _PORTS = "ports"  # the kind of state that host ports are remembered in
 
 
@@ -64,9 +67,22 @@ def limit(node: Node, wanted: Additions, way: Way, undo: ExitStack) -> None:
 
 
 def open_ports(node: Node, wanted: Additions, undo: ExitStack) -> None:
-    """The host ports; the node's rules must be there. Raises CniError 103 for one that is held."""
-    if wanted.ports.ports:
-        _host_ports(node).open(wanted.ports, undo)
+    """The host ports. Raises CniError 103 for one that is held.
+
+    The node's rules were there a moment ago; when somebody emptied the ruleset since, they are made
+    again.
+    """
+    if not wanted.ports.ports:
+        return
+    for left in reversed(range(_TRIES)):
+        try:
+            _host_ports(node).open(wanted.ports, undo)
+        except KernelError as e:
+            if e.errno != ENOENT or not left:
+                raise
+            upkeep.keep_rules(node.fabric)
+        else:
+            return
 
 
 def close_ports(node: Node, network: str, attachment: Attachment) -> None:

@@ -16,7 +16,6 @@ from cni_plugin.records import NetworkRecord
 from cni_plugin.ruleset import ISOLATED
 from cni_plugin.spec import CniError, Code, IPConfig, Request, Result
 
-
 _BESIDE = "+chained"  # no network's name holds a plus sign
 
 

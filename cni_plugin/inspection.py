@@ -5,7 +5,6 @@ from __future__ import annotations
 from cni_plugin import (
     additions,
     chained,
-    cluster,
     datapath,
     leases,
     netconf,
@@ -139,6 +138,8 @@ def status(request: Request, node: Node) -> bytes:
             gateways = source.gateways() if conf.is_gateway and not conf.force_address else ()
             bridge.refuse_unusable(node.route_socket, conf.bridge, gateways)
         if nodes:
+            from cni_plugin import cluster
+
             cluster.refuse_obstructed(nodes, node.route_socket)
         if conf.ip_masq or conf.maps_ports or conf.ingress_policy != OPEN:
             node.fabric.netfilter.generation()  # a kernel without nftables refuses

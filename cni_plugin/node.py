@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from cni_plugin import cluster, leases
 from cni_plugin import fabric as fabrics
+from cni_plugin import leases
 from cni_plugin.fabric import Fabric
 from cni_plugin.kernel import detach
 from cni_plugin.kernel.attach import Host, host
@@ -17,7 +17,10 @@ from cni_plugin.kernel.netns import open_sandbox
 from cni_plugin.netconf import NetConf
 from cni_plugin.records import NetworkRecord
 from cni_plugin.spec import CniError, Code, IPNetwork, Request
-from cni_plugin.typed import NamedTuple
+from cni_plugin.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from cni_plugin.cluster import Cluster
 
 
 class Resident(NamedTuple):
@@ -149,7 +152,7 @@ def sandbox(node: Node, path: str) -> Iterator[int]:
         os.close(fd)
 
 
-def cluster_of(conf: NetConf, node: Node) -> cluster.Cluster | None:
+def cluster_of(conf: NetConf, node: Node) -> Cluster | None:
     if not conf.nodes:
         return None
     return fabrics.cluster_of(node.fabric, record_of(conf))
@@ -173,8 +176,10 @@ def record_of(conf: NetConf, subnets: tuple[IPNetwork, ...] = ()) -> NetworkReco
     )
 
 
-def leases_of(request: Request, node: Node, nodes: cluster.Cluster | None) -> leases.Leases:
+def leases_of(request: Request, node: Node, nodes: Cluster | None) -> leases.Leases:
     if nodes is None:
         return leases.of(request, node.environ, interrupted=node.interrupted)
+    from cni_plugin import cluster  # and with it the overlay: a node without peers needs neither
+
     refuse_foreign = partial(cluster.refuse_foreign, nodes)
     return leases.of(request, node.environ, nodes.own.pod_cidrs, refuse_foreign, node.interrupted)

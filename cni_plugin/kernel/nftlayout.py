@@ -130,7 +130,7 @@ def _chains(family: FamilyRules, mark: int) -> Iterator[ChainLayout]:
             )
         yield ChainLayout(ruleset.CHAIN_HOST_PORTS, tuple(_host_port_rules(version, mark)))
         local = (*ex.to_this_node(), ex.jump(ruleset.CHAIN_HOST_PORTS))
-        # The kernel lets no answer from outside in to ::1: refused at once, a client takes 127.0.0.1.
+        # No answer from outside gets in to ::1: refused at once, a client takes 127.0.0.1.
         own = () if version == 4 else (ex.destination(6), ex.compare(_LOOPBACK_6, equal=False))
         for name, hook, rule in (
             (ruleset.CHAIN_PREROUTING, _PREROUTING, local),
