@@ -8,8 +8,7 @@ from functools import partial
 from cni_plugin import ruleset
 from cni_plugin.fabric import PORTS, Fabric
 from cni_plugin.hostports import PortRecord
-from cni_plugin.kernel import nftmessages as nft
-from cni_plugin.kernel import portelements, sysctl
+from cni_plugin.kernel import nftsets, portelements, sysctl
 from cni_plugin.kernel.hostports import HostPorts
 from cni_plugin.kernel.nfnetlink import NetfilterSocket
 from cni_plugin.kernel.portrecords import PortRecords
@@ -70,7 +69,7 @@ def _present(netfilter: NetfilterSocket) -> _Held:
         (version, name, element.key, element.data)
         for version in (4, 6)
         for name in portelements.MAPS
-        for element in nft.decode_elements(
-            netfilter.dump(nft.dump_elements(version, ruleset.TABLE, name))
+        for element in nftsets.decode_elements(
+            netfilter.dump(nftsets.dump_elements(version, ruleset.TABLE, name))
         )
     }

@@ -18,11 +18,11 @@ from contextlib import ExitStack
 
 from cni_plugin import ruleset
 from cni_plugin.hostports import HostPort, PortRecord
-from cni_plugin.kernel import nftmessages as nft
+from cni_plugin.kernel import nftsets
 from cni_plugin.kernel.messages import Message
 from cni_plugin.kernel.netlink import KernelError, RouteSocket
 from cni_plugin.kernel.nfnetlink import NetfilterSocket
-from cni_plugin.kernel.nftmessages import Element
+from cni_plugin.kernel.nftsets import Element
 from cni_plugin.kernel.portelements import MAPS, Entry, additions, described, entries_of, removals
 from cni_plugin.kernel.portrecords import BrokenRecordError, PortRecords
 from cni_plugin.kernel.statefolder import StateFolder
@@ -164,11 +164,11 @@ class HostPorts:
         """What the kernel has under the same keys; None for what it has not."""
         answers = self._netfilter.batch(
             [
-                nft.get_element(entry.version, ruleset.TABLE, entry.where, entry.element.key)
+                nftsets.get_element(entry.version, ruleset.TABLE, entry.where, entry.element.key)
                 for entry in entries
             ]
         )
-        found = [nft.decode_elements([answer]) if answer else [] for answer in answers]
+        found = [nftsets.decode_elements([answer]) if answer else [] for answer in answers]
         return [elements[0] if elements else None for elements in found]
 
     # --- 127.0.0.1 ------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ class HostPorts:
     def _restore(self) -> None:
         records = self._records.everything().values()
         emptied = [
-            nft.flush_elements(version, ruleset.TABLE, name)
+            nftsets.flush_elements(version, ruleset.TABLE, name)
             for version in _VERSIONS
             for name in self._maps(version)
         ]
@@ -243,7 +243,7 @@ class HostPorts:
 
     def _maps(self, version: int) -> list[str]:
         """Those that are there: a family without pods needs none."""
-        sets = self._netfilter.dump(nft.dump_sets(version, ruleset.TABLE))
+        sets = self._netfilter.dump(nftsets.dump_sets(version, ruleset.TABLE))
         there = {entry.get_attr("NFTA_SET_NAME") for entry in sets}
         return [name for name in MAPS if name in there]
 

@@ -10,7 +10,8 @@ from sys import byteorder
 
 from cni_plugin import ruleset
 from cni_plugin.kernel import expressions as ex
-from cni_plugin.kernel.nftmessages import Element, Expression
+from cni_plugin.kernel.nftmessages import Expression
+from cni_plugin.kernel.nftsets import Element
 from cni_plugin.ruleset import FamilyRules, Range
 from cni_plugin.typed import Any, NamedTuple
 

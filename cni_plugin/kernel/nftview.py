@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 
 from cni_plugin import ruleset
 from cni_plugin.kernel import nftmessages as nft
+from cni_plugin.kernel import nftsets
 from cni_plugin.kernel.codec import Entry
 from cni_plugin.kernel.nfnetlink import NetfilterSocket
 from cni_plugin.kernel.nftlayout import TableLayout
-from cni_plugin.kernel.nftmessages import Attributes, Element, Expression
+from cni_plugin.kernel.nftmessages import Attributes, Expression
+from cni_plugin.kernel.nftsets import Element
 from cni_plugin.typed import Any, NamedTuple
 
 # Attributes as they stand in a message: NFTA_CHAIN_TYPE filter, NFTA_CHAIN_TABLE podwire.
@@ -95,7 +97,7 @@ def table(socket: NetfilterSocket, version: int, wanted: TableLayout | None) -> 
     """podwire's table, as far as `wanted` speaks of it; None when there is none."""
     sets = wanted.sets if wanted else ()
     messages = [nft.get_table(version, ruleset.TABLE)]
-    messages += (nft.get_set(version, ruleset.TABLE, each.name) for each in sets)
+    messages += (nftsets.get_set(version, ruleset.TABLE, each.name) for each in sets)
     found, *answers = socket.batch(messages)
     if found is None:
         return None
@@ -116,8 +118,8 @@ def table(socket: NetfilterSocket, version: int, wanted: TableLayout | None) -> 
 
 def _elements(socket: NetfilterSocket, version: int, name: str) -> list[Element]:
     """A set's elements, but for the end of nothing that `nft` puts in front of intervals."""
-    entries = socket.dump(nft.dump_elements(version, ruleset.TABLE, name))
-    found = (element for entry in entries for element in nft.keys_of(entry))
+    entries = socket.dump(nftsets.dump_elements(version, ruleset.TABLE, name))
+    found = (element for entry in entries for element in nftsets.keys_of(entry))
     return [each for each in found if any(each.key) or not each.end]
 
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 
 from cni_plugin import ruleset
 from cni_plugin.hostports import PROTOCOLS, HostPort, PortRecord
-from cni_plugin.kernel import nftmessages as nft
+from cni_plugin.kernel import nftsets
 from cni_plugin.kernel.messages import Message
-from cni_plugin.kernel.nftmessages import Element
+from cni_plugin.kernel.nftsets import Element
 from cni_plugin.typed import NamedTuple
 
 MAPS = (ruleset.HOST_PORTS, ruleset.HOST_PORTS_IP, ruleset.UNMASKED_PORTS)
@@ -57,7 +57,7 @@ def additions(entries: Sequence[Entry]) -> list[Message]:
     return [
         message
         for (version, where, shared), elements in _grouped(entries).items()
-        for message in nft.add_elements(version, ruleset.TABLE, where, elements, not shared)
+        for message in nftsets.add_elements(version, ruleset.TABLE, where, elements, not shared)
     ]
 
 
@@ -65,7 +65,7 @@ def removals(entries: Sequence[Entry]) -> list[Message]:
     return [
         message
         for (version, where, _), elements in _grouped(entries).items()
-        for message in nft.delete_elements(
+        for message in nftsets.delete_elements(
             version, ruleset.TABLE, where, [Element(element.key) for element in elements]
         )
     ]

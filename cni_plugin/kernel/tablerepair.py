@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 
 from cni_plugin import ruleset
 from cni_plugin.kernel import nftmessages as nft
-from cni_plugin.kernel import nftview
+from cni_plugin.kernel import nftsets, nftview
 from cni_plugin.kernel.messages import Message
 from cni_plugin.kernel.nftlayout import ChainLayout, SetLayout, TableLayout
-from cni_plugin.kernel.nftmessages import Element
+from cni_plugin.kernel.nftsets import Element
 from cni_plugin.kernel.nftview import ChainState, RuleState, TableState
 from cni_plugin.ruleset import TABLE
 from cni_plugin.typed import NamedTuple
@@ -91,8 +91,8 @@ def _maps(wanted: TableLayout) -> tuple[int, ...]:
 
 
 def _set_messages(version: int, layout: SetLayout) -> Iterator[Message]:
-    yield nft.add_set(version, TABLE, layout.name, layout.attributes)
-    yield from nft.add_elements(version, TABLE, layout.name, layout.elements or ())
+    yield nftsets.add_set(version, TABLE, layout.name, layout.attributes)
+    yield from nftsets.add_elements(version, TABLE, layout.name, layout.elements or ())
 
 
 def _set_repairs(wanted: TableLayout, seen: TableState) -> Iterator[Repair]:
@@ -118,12 +118,12 @@ def _element_changes(version: int, layout: SetLayout, seen: set[Element]) -> tup
     gone, new = _runs(seen.difference(wanted)), _runs(set(wanted) - seen)
     if gone is None or new is None or layout.name not in _INTERVALS:
         return (
-            nft.flush_elements(version, TABLE, name),
-            *nft.add_elements(version, TABLE, name, wanted),
+            nftsets.flush_elements(version, TABLE, name),
+            *nftsets.add_elements(version, TABLE, name, wanted),
         )
     return (
-        *nft.delete_elements(version, TABLE, name, gone),
-        *nft.add_elements(version, TABLE, name, new),
+        *nftsets.delete_elements(version, TABLE, name, gone),
+        *nftsets.add_elements(version, TABLE, name, new),
     )
 
 

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 import pytest
 
 from cni_plugin import ruleset
-from cni_plugin.kernel import nftmessages
+from cni_plugin.kernel import nftmessages, nftsets
 from cni_plugin.spec import CniError
 from tests.support import packetfilter
 
@@ -157,8 +157,8 @@ def test_maps_are_refilled_in_the_same_transaction(node, kept):
         assert version == 4
         key = bytes((6, 0, 0, 0)) + (8080).to_bytes(2, "big") + bytes(2)
         data = ip_address("10.244.0.2").packed + (80).to_bytes(2, "big") + bytes(2)
-        element = nftmessages.Element(key, data)
-        return nftmessages.add_elements(4, ruleset.TABLE, ruleset.HOST_PORTS, [element])
+        element = nftsets.Element(key, data)
+        return nftsets.add_elements(4, ruleset.TABLE, ruleset.HOST_PORTS, [element])
 
     assert own.ensure(RULES, refill=refill) is True
     assert own.take_emptied() == frozenset()
@@ -195,13 +195,13 @@ def test_own_host_ports_need_no_second_look(node, kept, monkeypatch):
     own, _ = kept
     key = bytes((17, 0, 0, 0)) + (53).to_bytes(2, "big") + bytes(2)
     data = ip_address("10.244.0.2").packed + (53).to_bytes(2, "big") + bytes(2)
-    element = nftmessages.Element(key, data, "podnet pod eth0")
-    own.transaction(nftmessages.add_elements(4, "podwire", "host_ports", [element], exclusive=True))
+    element = nftsets.Element(key, data, "podnet pod eth0")
+    own.transaction(nftsets.add_elements(4, "podwire", "host_ports", [element], exclusive=True))
     monkeypatch.setattr(own, "_repairs", lambda rules: pytest.fail("looked"))
     assert own.ensure(RULES) is False
     monkeypatch.undo()
     node.run("nft", "add table ip mine")  # and when somebody else was there between, there is one
-    own.transaction(nftmessages.delete_elements(4, "podwire", "host_ports", [element]))
+    own.transaction(nftsets.delete_elements(4, "podwire", "host_ports", [element]))
     node.run("nft", "flush chain ip podwire postrouting")
     assert own.ensure(RULES) is True
 

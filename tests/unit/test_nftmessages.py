@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni_plugin import ruleset
-from cni_plugin.kernel import codec, netlink, nftlayout, nftview, tablerepair
+from cni_plugin.kernel import codec, netlink, nftlayout, nftsets, nftview, tablerepair
 from cni_plugin.kernel import expressions as ex
 from cni_plugin.kernel import nftmessages as nft
 from cni_plugin.kernel.firewall import Firewall
 from cni_plugin.kernel.netlink import KernelError
 from cni_plugin.kernel.nfnetlink import NetfilterSocket
-from cni_plugin.kernel.nftmessages import Element
+from cni_plugin.kernel.nftsets import Element
 from cni_plugin.spec import CniError
 
 # --- pyroute2's way of saying the same --------------------------------------------------------
@@ -95,29 +95,29 @@ REQUESTS: dict[str, Any] = {
     "delete all rules": lambda: nft.delete_rule(4, "podwire", "forward"),
     "dump_rules": lambda: nft.dump_rules(4, "filter", "FORWARD"),
     "dump all rules": lambda: nft.dump_rules(6),
-    "get_set": lambda: nft.get_set(4, "podwire", "pods"),
-    "dump_sets": lambda: nft.dump_sets(4, "podwire"),
-    "flush_elements": lambda: nft.flush_elements(4, "podwire", "pods"),
-    "get_element": lambda: nft.get_element(4, "podwire", "host_ports", PORT.key),
-    "dump_elements": lambda: nft.dump_elements(4, "podwire", "pods"),
-    "add_elements": lambda: nft.add_elements(4, "podwire", "host_ports", [PORT])[0],
-    "delete_elements": lambda: nft.delete_elements(4, "podwire", "host_ports", [PORT])[0],
+    "get_set": lambda: nftsets.get_set(4, "podwire", "pods"),
+    "dump_sets": lambda: nftsets.dump_sets(4, "podwire"),
+    "flush_elements": lambda: nftsets.flush_elements(4, "podwire", "pods"),
+    "get_element": lambda: nftsets.get_element(4, "podwire", "host_ports", PORT.key),
+    "dump_elements": lambda: nftsets.dump_elements(4, "podwire", "pods"),
+    "add_elements": lambda: nftsets.add_elements(4, "podwire", "host_ports", [PORT])[0],
+    "delete_elements": lambda: nftsets.delete_elements(4, "podwire", "host_ports", [PORT])[0],
     "a rule with a comment": lambda: nft.add_rule(4, "t", "c", [ex.accept()], "Käse", first=True),
     **{
         f"in_network {number}": lambda rule=rule: nft.add_rule(nft.INET, "t", "c", rule, "n")
         for number, rule in enumerate(IN_NETWORK)
     },
     **{
-        f"add_set {table.version} {each.name}": lambda table=table, each=each: nft.add_set(
+        f"add_set {table.version} {each.name}": lambda table=table, each=each: nftsets.add_set(
             table.version, "podwire", each.name, each.attributes
         )
         for table in TABLES
         for each in table.sets
     },
     **{
-        f"elements of {table.version} {each.name}": lambda table=table, each=each: nft.add_elements(
-            table.version, "podwire", each.name, each.elements
-        )[0]
+        f"elements of {table.version} {each.name}": lambda table=table, each=each: (
+            nftsets.add_elements(table.version, "podwire", each.name, each.elements)[0]
+        )
         for table in TABLES
         for each in table.sets
         if each.elements
@@ -189,17 +189,17 @@ def test_a_kernel_may_tell_more_of_a_rule_but_nothing_else(rule: Any) -> None:
 @given(key=st.binary(min_size=1, max_size=32), data=st.binary(max_size=16), end=st.booleans())
 def test_elements_are_read_as_they_were_written(key: bytes, data: bytes, end: bool) -> None:
     element = Element(key, data, "podnet web eth0", end)
-    [message] = nft.add_elements(4, "podwire", "m", [element])
+    [message] = nftsets.add_elements(4, "podwire", "m", [element])
     entry = codec.decode(nft.REPLIES[message.type], message.body)
-    assert nft.decode_elements([entry]) == [element]
+    assert nftsets.decode_elements([entry]) == [element]
 
 
 def test_many_elements_go_in_several_messages() -> None:
     elements = [Element(number.to_bytes(4, "big")) for number in range(1234)]
-    messages = nft.add_elements(4, "podwire", "s", elements)
+    messages = nftsets.add_elements(4, "podwire", "s", elements)
     assert len(messages) == 3
     entries = [codec.decode(nft.REPLIES[message.type], message.body) for message in messages]
-    assert nft.decode_elements(entries) == elements
+    assert nftsets.decode_elements(entries) == elements
 
 
 def test_a_long_comment_is_cut() -> None:
