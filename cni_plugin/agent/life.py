@@ -10,6 +10,7 @@ from cni_plugin import commands  # noqa: F401  loaded now rather than by the fir
 from cni_plugin.agent import readiness
 from cni_plugin.agent.listener import Listener
 from cni_plugin.agent.server import Options, Server
+from cni_plugin.kernel import conntrack, shaping  # noqa: F401  likewise: only some calls need them
 from cni_plugin.spec import CniError, Code
 from cni_plugin.version import VERSION
 
