@@ -7,15 +7,18 @@ link of the node is the other end of the pod's, and which one leads to its addre
 
 from __future__ import annotations
 
-from cni_plugin import additions, results, upkeep
+from ipaddress import ip_network
+
+from cni_plugin import additions, results, takeover, upkeep
 from cni_plugin.additions import Way
 from cni_plugin.kernel import device, messages, observe
 from cni_plugin.netconf import NetConf
 from cni_plugin.node import Node, all_or_nothing, record_of, sandbox
 from cni_plugin.records import NetworkRecord
 from cni_plugin.ruleset import ISOLATED
-from cni_plugin.spec import CniError, Code, IPConfig, Request, Result
+from cni_plugin.spec import CniError, Code, IPConfig, IPNetwork, Request, Result
 
+_OF_PODS = ("bridge", "veth")  # kinds of links that lead to pods and nowhere else
 _BESIDE = "+chained"  # no network's name holds a plus sign
 
 
@@ -30,22 +33,22 @@ def add(request: Request, node: Node, conf: NetConf) -> bytes:
         additions.limit(node, wanted, way, undo)
         if conf.ingress_policy == ISOLATED:
             _isolate(node, way)
-        upkeep.keep(node.fabric, _record(conf, previous, ips))
+        record = _record(conf, previous, ips)
+        upkeep.keep_for(node.fabric, record, None, undo, alone=lambda: False)
+        takeover.refuse_held(node, wanted.ports.ports)
         additions.open_ports(node, wanted, undo)
         return node.hand_over(reply)
 
 
-def check(request: Request, node: Node, conf: NetConf) -> list[str]:
-    """What is not as `add` left it, in words."""
+def check(request: Request, node: Node, conf: NetConf) -> tuple[list[str], list[str]]:
+    """What is not as `add` left it, in words: of the pod, and of what networks share."""
     previous = conf.prev_result or Result()
     ips = _ips(request, previous)
     with sandbox(node, request.netns) as fd:
         way = _way(request, node, conf, fd, ips)
     wanted = additions.plan(conf, request.attachment, way, tuple(ip.address.ip for ip in ips))
-    return [
-        *additions.differences(node, wanted, way),
-        *upkeep.differences(node.fabric, _record(conf, previous, ips)),
-    ]
+    shared = upkeep.differences(node.fabric, _record(conf, previous, ips))
+    return additions.differences(node, wanted, way), shared
 
 
 def _ips(request: Request, previous: Result) -> tuple[IPConfig, ...]:
@@ -64,7 +67,7 @@ def _record(conf: NetConf, previous: Result, ips: tuple[IPConfig, ...]) -> Netwo
     The bridge is the first link that prevResult names, as the reference's firewall takes it.
     """
     links = [interface.name for interface in previous.interfaces if not interface.sandbox]
-    subnets = tuple(dict.fromkeys(ip.address.network for ip in ips))
+    subnets = tuple(dict.fromkeys(_subnet(ip) for ip in ips))
     bridge = links[0] if len(links) > 1 else ""
     return record_of(conf, subnets)._replace(network=f"{conf.network}{_BESIDE}", bridge=bridge)
 
@@ -73,6 +76,12 @@ def _isolate(node: Node, way: Way) -> None:
     """Keep the pod apart from others of its bridge that are isolated; it goes with the link."""
     index = device.index(node.route_socket, way.host_link)
     node.route_socket.batch([messages.isolate_port(index, way.host_link)])
+
+
+def _subnet(ip: IPConfig) -> IPNetwork:
+    """The network that the address is said to lie in; one that is half of all is none."""
+    network = ip.address.network
+    return network if network.prefixlen > 1 else ip_network(ip.address.ip)
 
 
 def _way(request: Request, node: Node, conf: NetConf, fd: int, ips: tuple[IPConfig, ...]) -> Way:
@@ -90,4 +99,7 @@ def _way(request: Request, node: Node, conf: NetConf, fd: int, ips: tuple[IPConf
     if conf.ports.mappings and ips:
         v4 = [ip.address.ip for ip in ips if ip.address.version == 4]
         route_link = observe.way_to(node.route_socket, v4[0]) if v4 else ""
+        link = observe.link(node.route_socket, route_link) if route_link else None
+        if link is None or link.kind not in _OF_PODS:  # the node's own way out (macvlan)
+            route_link = ""
     return Way(host_link, route_link)

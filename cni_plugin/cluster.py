@@ -16,7 +16,7 @@ from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.nodelock import node_lock
 from cni_plugin.kernel.routetable import KernelRouteTable
 from cni_plugin.paths import Changes, State, Survey
-from cni_plugin.spec import IPInterface, IPNetwork
+from cni_plugin.spec import CniError, Code, IPInterface, IPNetwork
 from cni_plugin.typed import NamedTuple
 from ipam import inventory as inventories
 from ipam import overlaps, routes
@@ -71,11 +71,35 @@ def join(path: str, node_name: str, cross: CrossNode, route_socket: RouteSocket)
 def identify(
     known: Inventory, node_name: str, local: LocalAddresses, cross: CrossNode | None = None
 ) -> Cluster:
-    """Find this node, which has the addresses `local`; subnets may overlap, to be looked at."""
-    own = inventories.find_self(
-        known, node_name, os.uname().nodename, lambda: [address.ip for _, address in local]
-    )
+    """Find this node, which has the addresses `local`; subnets may overlap, to be looked at.
+
+    Raises CniError 104 where it would be known by its addresses and its links are missing.
+    """
+    try:
+        own = inventories.find_self(
+            known, node_name, os.uname().nodename, lambda: [address.ip for _, address in local]
+        )
+    except CniError as e:
+        if node_name or _is_connected(known, local):
+            raise
+        raise CniError(
+            Code.KERNEL_REFUSED,
+            f"no link of this machine has an address now, so which node of {known.source} it is"
+            " can't be told",
+            'bring the link up; with "nodeName" in the network configuration this needs no address',
+        ) from e
     return Cluster(known, own, cross or CrossNode(), [])
+
+
+def _is_connected(known: Inventory, local: LocalAddresses) -> bool:
+    """Whether the machine has an address that others might know it by: none of its pods' networks,
+    of which bridges and the overlay carry some."""
+    cidrs = [cidr for node in known.nodes for cidr in node.pod_cidrs]
+    return any(
+        not any(address.ip in cidr for cidr in cidrs)
+        for _, address in local
+        if not address.ip.is_loopback and not address.ip.is_link_local
+    )
 
 
 def refuse_overlaps(cluster: Cluster, local: LocalAddresses) -> None:
@@ -125,23 +149,28 @@ def sync(cluster: Cluster, route_socket: RouteSocket) -> Changes:
     """Bring the routes to the other nodes and the overlay in line with the inventory, all of it or
     nothing; what was changed.
 
-    The common case, nothing to do, takes no lock.
+    The common case, nothing to do, takes no lock. Raises CniError 104 when all is done but routes
+    by gateways that this node has no way to now.
     """
     found = cluster.surveys.pop() if cluster.surveys else survey(cluster, route_socket)
-    if paths.in_line(found, observed(cluster, found, route_socket)):
-        return Changes()
-    with node_lock(exclusive=True):
-        state = observed(cluster, found, route_socket)
-        return paths.converge(found, state, route_socket)
+    changes = Changes()
+    if not paths.in_line(found, observed(cluster, found, route_socket)):
+        with node_lock(exclusive=True):
+            state = observed(cluster, found, route_socket)
+            changes = paths.converge(found, state, route_socket)
+    paths.refuse_waiting(found)
+    return changes
 
 
 def pod_mtu(cluster: Cluster, route_socket: RouteSocket) -> int:
     """The MTU of new pods by the paths to the peers, in bytes; 0 when there are none.
 
-    Raises CniError as `paths.refuse_unfit` does.
+    Raises CniError as `paths.refuse_unfit` does, and as `refuse_waiting`: the size of a path that
+    is not there now can't be told, and the pod would keep a wrong one.
     """
     found = survey(cluster, route_socket)
     paths.refuse_unfit(found, route_socket)
+    paths.refuse_waiting(found)
     cluster.surveys[:] = [found]
     return _pod_mtu(found, route_socket)
 
@@ -153,16 +182,22 @@ def _pod_mtu(found: Survey, route_socket: RouteSocket) -> int:
     return min((size for size in sizes if size), default=0)
 
 
-def mtus(cluster: Cluster, route_socket: RouteSocket) -> Mtus:
-    """The sizes to look at; changes nothing."""
+def mtus(cluster: Cluster, route_socket: RouteSocket, whole: bool = False) -> Mtus:
+    """The sizes to look at; changes nothing.
+
+    With `whole` those of a network that is: without a way to any peer `underlay` is 0, and this
+    raises CniError 104 as `paths.refuse_waiting` does.
+    """
     found = survey(cluster, route_socket)
+    if whole:
+        paths.refuse_waiting(found)
     pods = _pod_mtu(found, route_socket)
     if found.device is None or found.carrier is None:
         return Mtus("", paths.plain_mtu(found, route_socket), 0, 0, pods)
     device = observed(cluster, found, route_socket).device
     return Mtus(
         found.carrier.name,
-        found.carrier.mtu,
+        0 if whole and found.carrier.cut_off else found.carrier.mtu,
         found.device.vxlan.mtu,
         device.vxlan.mtu if device else 0,
         pods,
@@ -178,6 +213,7 @@ def refuse_obstructed(cluster: Cluster, route_socket: RouteSocket) -> None:
     found = survey(cluster, route_socket)
     state = observed(cluster, found, route_socket)
     paths.refuse_unfit(found, route_socket)
+    paths.refuse_waiting(found)
     changes = routes.difference(found.peers.routes, state.routes)
     table = KernelRouteTable(route_socket)
     table.refuse_obstructed([*changes.add, *changes.replace])

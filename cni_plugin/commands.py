@@ -1,4 +1,4 @@
-"""ADD, DEL, CHECK, GC and STATUS: the order of things, and the way back when one fails.
+"""ADD and DEL, and who serves the rest: the order of things, and the way back when one fails.
 
 Every policy is elsewhere and pure (`netconf`, `datapath`, `drift`, `ipam`), every effect is in
 `kernel` and `ipam`; this module puts them in order. It serves a process of its own and, the same,
@@ -20,24 +20,24 @@ from cni_plugin import (
     additions,
     chained,
     datapath,
+    garbage,
     inspection,
     leases,
     names,
     netconf,
     results,
+    takeover,
     upkeep,
 )
 from cni_plugin.additions import Way
 from cni_plugin.datapath import PodNetwork
-from cni_plugin.fields import Fields, as_object, invalid
+from cni_plugin.fields import as_object
 from cni_plugin.kernel import attach, detach, privileges
 from cni_plugin.kernel.netns import NotANamespaceError
 from cni_plugin.netconf import NetConf, is_chained
 from cni_plugin.node import Node, all_or_nothing, cluster_of, leases_of, record_of, sandbox
 from cni_plugin.records import NetworkRecord
-from cni_plugin.spec import Attachment, CniError, Code, Request, Result
-
-_VALID_ATTACHMENTS = "cni.dev/valid-attachments"
+from cni_plugin.spec import CniError, Code, Request, Result
 
 
 def run(request: Request, node: Node) -> bytes:
@@ -63,7 +63,7 @@ def run_ipam(request: Request, node: Node) -> bytes:
         previous = _previous(request)
         own.check([ip.address.ip for ip in previous.ips] if previous else [])
     elif request.command == "GC":
-        own.collect(_valid_attachments(request))
+        own.collect(garbage.valid_attachments(request))
     else:
         own.status()
     return b""
@@ -96,7 +96,9 @@ def _add(request: Request, node: Node) -> bytes:
             reply = results.encode_result(
                 datapath.result(conf, plan, request.netns, applied), request.version
             )
-            upkeep.keep(node.fabric, _record(conf, plan, source), nodes)
+            alone = partial(_is_alone, request, node)
+            upkeep.keep_for(node.fabric, _record(conf, plan, source), nodes, undo, alone)
+            takeover.refuse_held(node, wanted.ports.ports)
             additions.open_ports(node, wanted, undo)
             attach.announce(node.host, pod, plan)
             return node.hand_over(reply)  # from now on the pod is the runtime's
@@ -106,6 +108,19 @@ def _record(conf: NetConf, plan: PodNetwork, source: leases.Leases) -> NetworkRe
     """What the node has to keep up: for the subnets of all ranges, as far as they are known."""
     ranges = (gateway.network for gateway in source.gateways())
     return record_of(conf, tuple(dict.fromkeys((*plan.subnets, *ranges))))
+
+
+def _is_alone(request: Request, node: Node) -> bool:
+    """Whether this is the only pod of its network here."""
+    own = frozenset([request.attachment])
+    return not (
+        detach.strays(
+            node.route_socket,
+            names.alias_prefix(request.network),
+            frozenset([names.alias(request.network, request.attachment)]),
+        )
+        or additions.port_strays(node, request.network, own)
+    )
 
 
 def _refuse_no_address(conf: NetConf, leased: Result) -> None:
@@ -125,7 +140,11 @@ def _delete(request: Request, node: Node) -> bytes:
     with ExitStack() as stack:
         sandbox = stack.enter_context(_sandbox_if_any(node, request.netns))
         additions.close_ports(node, request.network, request.attachment)
+        additions.unlimit(node, request.network, request.attachment)
         network, attachment = request.network, request.attachment
+        failure: CniError | None = None
+        if not takeover.is_own(node, network, attachment):
+            failure = takeover.forget(node, request, attachment, _readable(request))
         # To ask for what most pods lack costs least before what they have (`Reaper.remove`).
         links = names.ifb_name(network, attachment), names.host_veth_name(network, attachment)
         node.remove_links(*links)
@@ -134,6 +153,8 @@ def _delete(request: Request, node: Node) -> bytes:
                 sandbox, request.attachment.ifname, lambda: _listed(request) or source.holds()
             )
     source.delete()
+    if failure is not None:
+        raise failure
     return b""
 
 
@@ -160,14 +181,18 @@ def _listed(request: Request) -> bool:
 
     Chained podwire has made no link, and the one that prevResult names is another plugin's.
     """
-    try:
-        previous = _previous(request)
-    except CniError:
-        return False  # DEL goes on without a prevResult that can't be read
+    previous = _readable(request)
     if previous is None or is_chained(request, previous):
         return False
     name = request.attachment.ifname
     return any(i.name == name and i.sandbox for i in previous.interfaces)
+
+
+def _readable(request: Request) -> Result | None:
+    try:
+        return _previous(request)
+    except CniError:
+        return None  # DEL goes on without a prevResult that can't be read
 
 
 def _previous(request: Request) -> Result | None:
@@ -177,87 +202,10 @@ def _previous(request: Request) -> Result | None:
     return results.decode_result(as_object(value, "prevResult"), request.version)
 
 
-# --- GC ----------------------------------------------------------------------------
-
-
-def _collect(request: Request, node: Node) -> bytes:
-    """GC goes on after an error, and reports them all (specification, GC)."""
-    valid = _valid_attachments(request)
-    source = leases.of(request, node.environ, strict=False)
-    if valid is None:
-        source.collect(None)
-        return b""
-    failures: list[CniError] = []
-    kept = set(valid)
-
-    def attempt(step: Callable[[], object], attachment: Attachment | None = None) -> None:
-        try:
-            step()
-        except CniError as e:
-            failures.append(e)
-            if attachment is not None:
-                kept.add(attachment)  # what is still in use keeps its addresses
-
-    def close_ports() -> None:
-        for attachment in additions.port_strays(node, request.network, valid).values():
-            close = partial(additions.close_ports, node, request.network, attachment)
-            attempt(close, attachment)
-
-    def remove_links() -> None:
-        for name, attachment in _stray_links(request, node, source, valid).items():
-            attempt(partial(node.remove_links, name), attachment)
-
-    attempt(close_ports)
-    attempt(remove_links)
-    attempt(lambda: source.collect(frozenset(kept)))
-    if failures:
-        raise CniError(
-            failures[0].code if len(failures) == 1 else Code.GC_INCOMPLETE,
-            "; ".join(failure.msg for failure in failures),
-            failures[0].details,
-        )
-    return b""
-
-
-def _stray_links(
-    request: Request, node: Node, source: leases.Leases, valid: frozenset[Attachment]
-) -> dict[str, Attachment]:
-    """Links of attachments that are not valid, by name: host veths, and what limits their traffic.
-
-    Found by their aliases, and by the names that the reservations imply: an ADD that was killed
-    early has a link without an alias.
-    """
-    aliases = frozenset(names.alias(request.network, attachment) for attachment in valid)
-    prefix = names.alias_prefix(request.network)
-    strays = {
-        name: names.attachment_of(alias)
-        for name, alias in detach.strays(node.route_socket, prefix, aliases)
-    }
-    for attachment in source.stale(valid):
-        strays.setdefault(names.host_veth_name(request.network, attachment), attachment)
-        strays.setdefault(names.ifb_name(request.network, attachment), attachment)
-    return strays
-
-
-def _valid_attachments(request: Request) -> frozenset[Attachment] | None:
-    """cni.dev/valid-attachments; None when absent or null, and then nothing may be removed."""
-    fields = Fields(request.conf)
-    if not fields.has(_VALID_ATTACHMENTS):
-        return None
-    return frozenset(_attachment_of(entry) for entry in fields.children(_VALID_ATTACHMENTS))
-
-
-def _attachment_of(entry: Fields) -> Attachment:
-    container_id, ifname = entry.text("containerID"), entry.text("ifname")
-    if not container_id or not ifname:
-        raise invalid(entry.path, dict(entry.obj), "expected containerID and ifname")
-    return Attachment(container_id, ifname)
-
-
 _COMMANDS: Mapping[str, Callable[[Request, Node], bytes]] = {
     "ADD": _add,
     "DEL": _delete,
     "CHECK": inspection.check,
-    "GC": _collect,
+    "GC": garbage.collect,
     "STATUS": inspection.status,
 }

@@ -20,6 +20,9 @@ DEFAULT_PORT = 8472  # the kernel's; IANA's 4789 is what some hypervisors take f
 _MTU_LOW, _MTU_HIGH = 68, 65485  # RFC 791; an IPv4 packet less the overlay's bytes
 _VXLAN_KEYS = ("vni", "port", "mtu", "checksumOffload")
 _UNDERLAY_KEYS = ("interface", "interfaceRegex", "cidr")
+_MOST_REPEATS = 6
+_REPEAT = re.compile(r"[*+{?]")
+_REPEATED_REPEAT = re.compile(r"[*+}?]\)+[*+{]")
 _IFNAME_BYTES = 15  # IFNAMSIZ less the terminating zero
 
 
@@ -123,6 +126,9 @@ def _regex(underlay: Fields) -> str:
     path = underlay.at("interfaceRegex")
     if underlay.has("interfaceRegex") and not pattern:
         raise invalid(path, pattern, "expected a regular expression such as ^en")
+    if len(_REPEAT.findall(pattern)) > _MOST_REPEATS or _REPEATED_REPEAT.search(pattern):
+        wanted = f"expected at most {_MOST_REPEATS} repetitions, none of something repeated"
+        raise invalid(path, pattern, wanted, "others may take for ever, and hold the agent up")
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as e:

@@ -8,7 +8,7 @@ who has none looks.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import time_ns
 
 from cni_plugin.kernel.firewall import Firewall
@@ -24,6 +24,7 @@ from cni_plugin.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from cni_plugin.cluster import Cluster
+    from cni_plugin.paths import Changes
 
 PORTS = "ports"  # the kind of state that holds the records of host ports
 _SETTLED_NS = 20_000_000  # as in records: a file's time may stand still for so long
@@ -76,7 +77,8 @@ class Memory:
     Every value is replaced whole. `moves` counts the transactions of this process: one that two
     threads count as one only makes somebody look once more. `epoch` moves when something happened
     to links, addresses, routes or the overlay; it counts while `watched`, which says that somebody
-    listens to the kernel and moves it. A `brief` one is of a process that serves one call: an
+    listens to the kernel and moves it. `keep_peers`, where set, makes the paths to the peers right
+    with what it remembers of them. A `brief` one is of a process that serves one call: an
     inventory is read once.
     """
 
@@ -93,6 +95,7 @@ class Memory:
         self.mtus: dict[Way, tuple[Stamp, int, int]] = {}
         self.synced: dict[Way, tuple[Stamp, int]] = {}
         self.saved: dict[str, tuple[IPNetwork, ...]] = {}
+        self.keep_peers: Callable[[Fabric, NetworkRecord], Changes] | None = None
 
     def happened(self) -> None:
         """Something changed: who trusted what was verified before looks again."""
@@ -179,9 +182,8 @@ def cluster_of(fabric: Fabric, record: NetworkRecord) -> Cluster:
         return joined.cluster
     if joined is not None and mark and joined[:2] == (mark, memory.epoch) and memory.watched:
         return joined.cluster._replace(surveys=[])
-    from cni_plugin import (
-        cluster as clusters,
-    )  # and the overlay: a node without peers needs neither
+    # And with it the overlay: a node without peers needs neither.
+    from cni_plugin import cluster as clusters
 
     epoch = memory.epoch
     cluster = clusters.join(record.nodes, record.node_name, record.cross_node, fabric.route_socket)

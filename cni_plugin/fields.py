@@ -2,6 +2,9 @@
 
 `Fields` wraps one JSON object. A key that is absent or null has its default; a value of another
 type is a `CniError` of code 7. Nothing else is ever raised, whatever the JSON holds.
+
+Below `runtimeConfig` keys are found in any mixture of cases: go-cni, which containerd is built on,
+writes the names of Go's fields there ("HostPort", "IngressRate"), and Go's decoder does not mind.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from json import dumps
 from cni_plugin.spec import CniError, Code, IPAddress, IPInterface, IPNetwork
 from cni_plugin.typed import Any
 
+_WRITTEN_BY_RUNTIMES = "runtimeConfig"
 _SHOWN = 80  # characters of an offending value that a message repeats
 
 
@@ -36,9 +40,11 @@ def invalid(path: str, value: object, wanted: str, details: str = "") -> CniErro
 class Fields:
     """One JSON object of the configuration, with the path that leads to it."""
 
-    def __init__(self, obj: Mapping[str, Any], path: str = "") -> None:
-        self.obj = obj
+    def __init__(self, obj: Mapping[str, Any], path: str = "", any_case: bool = False) -> None:
+        """`any_case` finds keys, here and below, in any mixture of cases; an exact one first."""
+        self.obj = _AnyCase(obj) if any_case else obj
         self.path = path
+        self._any_case = any_case
 
     def at(self, key: str) -> str:
         """The path of `key`, as messages show it."""
@@ -77,11 +83,11 @@ class Fields:
         value = self.obj.get(key)
         if value is None:
             value = {}
-        return as_object(value, self.at(key))
+        return as_object(value, self.at(key), self._any_case or key == _WRITTEN_BY_RUNTIMES)
 
     def children(self, key: str) -> list[Fields]:
         """The objects of the list at `key`."""
-        return [as_object(value, path) for path, value in self.items(key)]
+        return [as_object(value, path, self._any_case) for path, value in self.items(key)]
 
     def texts(self, key: str) -> tuple[str, ...]:
         return tuple(as_text(value, path) for path, value in self.items(key))
@@ -105,10 +111,20 @@ class Fields:
         return None if value is None else as_network(value, self.at(key))
 
 
-def as_object(value: object, path: str) -> Fields:
+class _AnyCase(dict[str, Any]):
+    """An object whose keys are asked for as they are documented."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if key in self:
+            return self[key]
+        folded = key.lower()
+        return next((value for name, value in self.items() if name.lower() == folded), default)
+
+
+def as_object(value: object, path: str, any_case: bool = False) -> Fields:
     if not isinstance(value, dict):
         raise invalid(path, value, "expected an object")
-    return Fields(value, path)
+    return Fields(value, path, any_case)
 
 
 def as_text(value: object, path: str) -> str:

@@ -8,24 +8,26 @@ Rules:
   host address means every address of the families that the pod has.
 - A port on every address and the same port on one address exclude each other, as Kubernetes'
   scheduler sees it; on two different addresses they don't.
+- Attachments of one container may want the same port, as runtimes give each network the whole list:
+  the first has it, and the next one when that has gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv6Address, ip_address
-from json import dumps, loads
+from ipaddress import IPv4Address, IPv6Address
 
 from cni_plugin import names
 from cni_plugin.fields import Fields, as_address, invalid, shown
 from cni_plugin.spec import Attachment, CniError, Code, IPAddress
-from cni_plugin.typed import Any, NamedTuple
+from cni_plugin.typed import NamedTuple
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 """The numbers of the protocols that have ports."""
+LARGEST_PORT = 65535
 DEFAULT_MARK_BIT = 13  # as the reference
 _MAPPINGS = "runtimeConfig.portMappings"
-_LARGEST_PORT = 65535
+_BROADCAST = IPv4Address("255.255.255.255")
 _LONGEST_COMMENT = 127  # bytes; nft shows no longer ones
 
 
@@ -68,6 +70,10 @@ class HostPort(NamedTuple):
             == (other.version, other.protocol, other.host_port)
         ) and (self.host_ip is None or other.host_ip is None or self.host_ip == other.host_ip)
 
+    def covers(self, other: HostPort) -> bool:
+        """Whether every packet for the other could be for this one."""
+        return self.clashes(other) and self.host_ip in (None, other.host_ip)
+
 
 class PortRecord(NamedTuple):
     """The host ports of one attachment, as the node remembers them.
@@ -97,6 +103,11 @@ class PortRecord(NamedTuple):
         if len(text) <= _LONGEST_COMMENT:
             return text
         return f"{text[: _LONGEST_COMMENT - 1 - len(self.name)]}~{self.name}"
+
+    def beside(self, other: PortRecord) -> bool:
+        """Whether both are of one container, by another interface or network."""
+        same = self.attachment.container_id == other.attachment.container_id
+        return same and self.name != other.name
 
     @property
     def holder(self) -> str:
@@ -152,9 +163,9 @@ def _mapping(entry: Fields) -> PortMapping:
 
 def _port(entry: Fields, key: str) -> int:
     """Runtimes leave mappings without a host port out, and the reference refuses 0 as we do."""
-    port = entry.integer(key, 1, _LARGEST_PORT)
+    port = entry.integer(key, 1, LARGEST_PORT)
     if port is None:
-        raise invalid(entry.at(key), None, f"expected a number from 1 to {_LARGEST_PORT}")
+        raise invalid(entry.at(key), None, f"expected a number from 1 to {LARGEST_PORT}")
     return port
 
 
@@ -165,8 +176,11 @@ def _host_ip(entry: Fields) -> IPAddress | None:
     address = as_address(text, path)
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
-    if address.is_multicast:
+    if address.is_multicast or address == _BROADCAST:
         raise invalid(path, text, "expected an address that a node can have")
+    if address.version == 6 and address.is_link_local:
+        remedy = "without a link, which can't be given here, it means none of the node's"
+        raise invalid(path, text, "expected no link-local address", remedy)
     if address.version == 6 and address.is_loopback:
         remedy = "the kernel lets nobody but the node itself answer there: 127.0.0.1 works"
         raise invalid(path, text, "expected an address other than ::1", remedy)
@@ -175,25 +189,30 @@ def _host_ip(entry: Fields) -> IPAddress | None:
 
 def _refuse_twice(mappings: tuple[PortMapping, ...]) -> None:
     """Two mappings of one port of the node: which of them was meant?"""
+    first: dict[tuple[object, ...], int] = {}
     for index, mapping in enumerate(mappings):
-        for earlier, other in enumerate(mappings[:index]):
-            if (mapping.protocol, mapping.host_port) == (other.protocol, other.host_port) and (
-                _overlap(mapping.host_ip, other.host_ip)
-            ):
-                raise CniError(
-                    Code.INVALID_CONFIG,
-                    f"{_MAPPINGS}[{index}].hostPort: {mapping.host_port}/{mapping.protocol} is "
-                    f"mapped by {_MAPPINGS}[{earlier}] already",
-                    "map each port of the node once, or on different hostIPs",
-                )
+        port = mapping.protocol, mapping.host_port
+        own, others = _marks(mapping.host_ip)
+        earlier = min((first[port, mark] for mark in others if (port, mark) in first), default=None)
+        if earlier is not None:
+            raise CniError(
+                Code.INVALID_CONFIG,
+                f"{_MAPPINGS}[{index}].hostPort: {mapping.host_port}/{mapping.protocol} is "
+                f"mapped by {_MAPPINGS}[{earlier}] already",
+                "map each port of the node once, or on different hostIPs",
+            )
+        for mark in own:
+            first.setdefault((port, mark), index)
 
 
-def _overlap(one: IPAddress | None, other: IPAddress | None) -> bool:
-    if one is None or other is None:
-        return True
-    if one.version != other.version:
-        return False
-    return one == other or one.is_unspecified or other.is_unspecified
+def _marks(host_ip: IPAddress | None) -> tuple[tuple[object, ...], tuple[object, ...]]:
+    """What a mapping is found by, and by what the mappings of its port are that it overlaps."""
+    if host_ip is None:
+        return ("any", "all"), ("any",)
+    version = host_ip.version
+    if host_ip.is_unspecified:
+        return ("any", version, ("all", version)), ("all", version)
+    return ("any", version, host_ip), ("all", ("all", version), host_ip)
 
 
 # --- the plan ---------------------------------------------------------------------------------
@@ -258,40 +277,3 @@ def record(
         snat=options.snat,
         ports=ports,
     )
-
-
-# --- the record's text ------------------------------------------------------------------------
-
-
-def encode(record: PortRecord) -> bytes:
-    """The record as JSON."""
-    document = {
-        "containerID": record.attachment.container_id,
-        "ifname": record.attachment.ifname,
-        "network": record.network,
-        "localnet": record.localnet,
-        "snat": record.snat,
-        "ports": [
-            [port.protocol, str(port.host_ip or ""), port.host_port, str(port.pod), port[5]]
-            for port in record.ports
-        ],
-    }
-    return dumps(document).encode()
-
-
-def decode(data: bytes) -> PortRecord:
-    """The record of such a JSON. Raises ValueError, KeyError or TypeError for anything else."""
-    document: Any = loads(data)
-    return PortRecord(
-        attachment=Attachment(document["containerID"], document["ifname"]),
-        network=document["network"],
-        localnet=document["localnet"],
-        snat=document["snat"],
-        ports=tuple(_decoded(*port) for port in document["ports"]),
-    )
-
-
-def _decoded(protocol: str, host_ip: str, host_port: int, pod: str, port: int) -> HostPort:
-    address = ip_address(pod)
-    specific = ip_address(host_ip) if host_ip else None
-    return HostPort(address.version, protocol, specific, host_port, address, port)

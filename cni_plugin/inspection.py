@@ -34,7 +34,7 @@ def check(request: Request, node: Node) -> bytes:
             "the runtime passes the result of ADD as prevResult",
         )
     if conf.chained:
-        return _verdict(chained.check(request, node, conf))
+        return _verdict(*chained.check(request, node, conf))
     nodes = cluster_of(conf, node)
     source = leases_of(request, node, nodes)
     with sandbox(node, request.netns) as fd:
@@ -54,21 +54,24 @@ def check(request: Request, node: Node) -> bytes:
     pod_ips = tuple(address.ip for address in plan.pod.addresses)
     wanted = additions.plan(conf, request.attachment, way, pod_ips)
     found += additions.differences(node, wanted, way)
-    found += upkeep.differences(node.fabric, record_of(conf, plan.subnets))
+    shared = upkeep.differences(node.fabric, record_of(conf, plan.subnets))
     try:
         source.check([ip.address.ip for ip in mine.leases.ips])
     except CniError as e:
         if e.code != Code.CHECK_FAILED:
             raise
         found.append(e.msg)
-    return _verdict(found)
+    return _verdict(found, shared)
 
 
-def _verdict(found: list[str]) -> bytes:
+def _verdict(found: list[str], shared: list[str]) -> bytes:
+    """`found` is of the pod alone, `shared` of what the node's networks share."""
+    remedy = "delete the pod, so that it is made anew"
+    if not found:
+        remedy = "an agent puts this back at once, else the next ADD of the network does"
+    found = [*found, *shared]
     if found:
-        raise CniError(
-            Code.CHECK_FAILED, "; ".join(found), "delete the pod, so that it is made anew"
-        )
+        raise CniError(Code.CHECK_FAILED, "; ".join(found), remedy)
     return b""
 
 

@@ -195,6 +195,11 @@ def refuse_edited(path: str) -> None:
         )
 
 
+def has_conflist(conf_dir: str) -> bool:
+    """Whether there is one that `conflist` has written, or somebody who edited it."""
+    return _text(os.path.join(conf_dir, CONFLIST)) is not None
+
+
 def remove_conflist(conf_dir: str) -> bool | None:
     """Remove the conflist; False when there is none, None when it is kept as it is not ours."""
     path = os.path.join(conf_dir, CONFLIST)

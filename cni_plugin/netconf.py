@@ -88,6 +88,8 @@ def _parse(request: Request) -> NetConf:
     if mode not in MODES:
         raise invalid("mode", mode, f"expected one of {', '.join(MODES)}")
     nodes = fields.text("nodes")
+    if not nodes.isprintable():  # zeros, halves of characters: no file can be called that
+        raise invalid("nodes", nodes, "expected the absolute path of the node inventory")
     kind = ipam_type(request.conf)
     ports = hostports.parse(fields)
     # A pod that is routed, by mode or to other nodes, is of no use without a way out.

@@ -7,19 +7,19 @@ from contextlib import ExitStack
 from json import dumps, loads
 
 from cni_plugin.fabric import PORTS, Fabric, cluster_of, stamp
-from cni_plugin.fields import as_network
+from cni_plugin.fields import as_address, as_network
 from cni_plugin.hostports import DEFAULT_MARK_BIT
 from cni_plugin.kernel.messages import Message
 from cni_plugin.kernel.statefolder import StateFolder
 from cni_plugin.records import NetworkRecord
 from cni_plugin.ruleset import NetworkRules, NodeRules, node_rules
-from cni_plugin.spec import CniError, IPNetwork
-from cni_plugin.typed import TYPE_CHECKING
+from cni_plugin.spec import CniError, IPAddress, IPNetwork
+from cni_plugin.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from cni_plugin.kernel.portrecords import PortRecords
 
-_DIRECT = "direct"  # the kind of state that holds the destinations known last
+_DIRECT = "direct"  # the kind of state that holds what inventories said last
 
 
 def wanted(fabric: Fabric) -> NodeRules:
@@ -42,17 +42,20 @@ def _rules(fabric: Fabric, records: Sequence[NetworkRecord]) -> tuple[NodeRules,
     """The rules, and whether all inventories could be read."""
     networks, complete = [], True
     for record in records:
-        direct, known = _direct(fabric, record)
-        complete = complete and known
+        known, is_current = _known(fabric, record)
+        complete = complete and is_current
+        port = overlay_port(record)
         networks.append(
             NetworkRules(
                 record.subnets,
                 record.masquerade,
-                record.direct + direct,
+                record.direct + (known.direct if record.masquerade else ()),
                 record.bridge,
                 record.ingress_policy,
                 record.accept_forwarding,
                 record.host_ports,
+                port,
+                known.nodes if port else (),
             )
         )
     return node_rules(networks, 1 << _mark_bit(fabric, records)), complete
@@ -66,28 +69,55 @@ def _mark_bit(fabric: Fabric, records: Sequence[NetworkRecord]) -> int:
     return mapping[0].mark_bit if mapping else DEFAULT_MARK_BIT
 
 
-def _direct(fabric: Fabric, record: NetworkRecord) -> tuple[tuple[IPNetwork, ...], bool]:
-    """What the record's inventory says of destinations that are never masqueraded.
+def overlay_port(record: NetworkRecord) -> int:
+    """The UDP port where the overlay may listen for the network; 0 when it never does. `auto`
+    may need it with the next node, so the port is guarded before."""
+    cross = record.cross_node
+    return cross.port if record.nodes and cross.backend != "host-gw" else 0
 
-    When it can't be read, what was known last, and False.
-    """
-    if not (record.nodes and record.masquerade):
-        return (), True
+
+class _Known(NamedTuple):
+    """What an inventory says that rules need: destinations that are never masqueraded, and the
+    addresses of all nodes."""
+
+    direct: tuple[IPNetwork, ...] = ()
+    nodes: tuple[IPAddress, ...] = ()
+
+
+def _known(fabric: Fabric, record: NetworkRecord) -> tuple[_Known, bool]:
+    """What the record's inventory says; when it can't be read, what was known last, and False."""
+    if not record.nodes or not (record.masquerade or overlay_port(record)):
+        return _Known(), True
     from cni_plugin import cluster as clusters
 
     saved = StateFolder(fabric.key, _DIRECT)
     try:
-        found = tuple(clusters.direct(cluster_of(fabric, record)))
+        cluster = cluster_of(fabric, record)
     except CniError:
-        data = saved.read(record.network)
-        texts = loads(data) if data else []
-        return tuple(as_network(text, "direct") for text in texts), False
-    if fabric.memory.saved.get(record.network) != found:
-        data = dumps([str(network) for network in found]).encode()
+        return _decoded(saved.read(record.network)), False
+    nodes = tuple(address for node in cluster.inventory.nodes for address in node.addresses)
+    found = _Known(tuple(clusters.direct(cluster)), nodes)
+    if fabric.memory.saved.get(record.network) != found.direct:  # it holds the nodes as well
+        data = _encoded(found)
         if saved.read(record.network) != data:
             saved.write(record.network, data)
-        fabric.memory.saved[record.network] = found
+        fabric.memory.saved[record.network] = found.direct
     return found, True
+
+
+def _encoded(known: _Known) -> bytes:
+    return dumps({key: list(map(str, value)) for key, value in known._asdict().items()}).encode()
+
+
+def _decoded(data: bytes | None) -> _Known:
+    """The opposite; of an older podwire's, a list, the destinations alone."""
+    document = loads(data) if data else []
+    if isinstance(document, list):
+        document = {"direct": document, "nodes": []}
+    return _Known(
+        tuple(as_network(text, "direct") for text in document["direct"]),
+        tuple(as_address(text, "nodes") for text in document["nodes"]),
+    )
 
 
 class Refill:

@@ -40,7 +40,7 @@ class _Made(NamedTuple):
 
 
 class Peering:
-    """One node's paths to its peers. A thread of its own uses it, in the node's namespace."""
+    """One node's paths to its peers. One thread at a time uses it, in the node's namespace."""
 
     def __init__(self, route_socket: RouteSocket) -> None:
         self._socket = route_socket

@@ -25,7 +25,7 @@ from cni_plugin.typed import Any, NamedTuple
 
 KIND = "networks"
 FORMAT = 1
-_MOST_SUBNETS = 64  # that are kept from before
+_MOST_SUBNETS = 4096  # that are kept from before
 _SETTLED_NS = 20_000_000  # older kernels move a folder's time every 1 to 10 ms only
 
 
@@ -169,6 +169,14 @@ class Records:
         """Why some could not be read, as of the last look."""
         return self._known.broken
 
+    def of(self, network: str) -> NetworkRecord | None:
+        """The record of one network."""
+        return self._read().of(network)
+
+    def restore(self, record: NetworkRecord) -> None:
+        """Write a record as it was before another one took its place."""
+        self._folder.write(record.network, encode(record))
+
     def holds(self, record: NetworkRecord) -> bool:
         """Whether the network's record says this, of these subnets at least."""
         known = self._read().of(record.network)
@@ -226,10 +234,10 @@ class Records:
         found: dict[str, NetworkRecord] = {}
         broken = []
         for name in self._folder.names():
-            data = self._folder.read(name)
-            if data is None:
-                continue  # it went meanwhile
             try:
+                data = self._folder.read(name)
+                if data is None:
+                    continue  # it went meanwhile
                 record = decode(data, f"{self._folder.path}/{name}")
             except CniError as e:
                 broken.append(e)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
-from cni_plugin.spec import IPNetwork
+from cni_plugin.spec import IPAddress, IPNetwork
 from cni_plugin.typed import NamedTuple
 
 # --- names in nftables ------------------------------------------------------------------------
@@ -25,8 +25,13 @@ HOST_PORTS_IP = "host_ports_ip"  # map: node's address . protocol . port -> pod'
 UNMASKED_PORTS = "unmasked_ports"  # set: protocol . port of mappings with snat false
 CLOSED = "closed"  # set of links: bridges whose pods the pods of other closed bridges don't reach
 WITHIN = "within"  # set: link . link, the same one twice, of closed bridges open in themselves
+NODES = "nodes"  # set of addresses: the cluster's nodes, this one among them
+OVERLAY_PORTS = "overlay_ports"  # set of UDP ports: where the overlay listens, on every node
+POD_LINKS = "pod_links"  # set of links: bridges with pods
 
 CHAIN_GUARD = "guard"
+CHAIN_OVERLAY = "overlay"
+CHAIN_INPUT = "input"
 CHAIN_PREROUTING = "prerouting"
 CHAIN_OUTPUT = "output"
 CHAIN_HOST_PORTS = "host_ports"
@@ -57,6 +62,8 @@ class NetworkRules(NamedTuple):
 
     `subnets` are those of this node's pods; `direct` are further destinations that see a pod's
     own address; `bridge` is "" without one. `host_ports` False: no pod of it ever maps ports.
+    `overlay_port` is the UDP port where the overlay may listen, 0 for no overlay; `nodes` are the
+    addresses of the cluster's nodes, this one's among them, as far as they are known.
     """
 
     subnets: tuple[IPNetwork, ...]
@@ -66,10 +73,16 @@ class NetworkRules(NamedTuple):
     ingress_policy: str = OPEN
     accept_forwarding: bool = True
     host_ports: bool = True
+    overlay_port: int = 0
+    nodes: tuple[IPAddress, ...] = ()
 
 
 class FamilyRules(NamedTuple):
-    """What one table holds. Ranges are sorted, don't overlap and don't touch; names are sorted."""
+    """What one table holds. Ranges are sorted, don't overlap and don't touch; all else is sorted.
+
+    `nodes` are addresses as numbers; without them there is no overlay in this family, and the rest
+    is empty too. `pod_links` are bridges, `pod_veths` is whether pods have links of their own.
+    """
 
     version: int
     masquerade: tuple[Range, ...]
@@ -78,6 +91,10 @@ class FamilyRules(NamedTuple):
     host_ports: bool
     closed: tuple[str, ...]
     within: tuple[str, ...]
+    nodes: tuple[int, ...] = ()
+    overlay_ports: tuple[int, ...] = ()
+    pod_links: tuple[str, ...] = ()
+    pod_veths: bool = False
 
 
 class NodeRules(NamedTuple):
@@ -103,7 +120,10 @@ def _family_rules(version: int, networks: tuple[NetworkRules, ...]) -> FamilyRul
     closed = {n.bridge for n in here if n.bridge and n.ingress_policy != OPEN}
     isolated = {n.bridge for n in here if n.ingress_policy == ISOLATED}
     host_ports = any(n.host_ports for n in here)
-    if not (masquerading or closed or host_ports):
+    # The nodes' addresses may be of a family that no pod has: what counts is who carries.
+    overlays = [n for n in networks if n.overlay_port]
+    nodes = {int(a) for n in overlays for a in n.nodes if a.version == version}
+    if not (masquerading or closed or host_ports or nodes):
         return None
     direct: list[IPNetwork] = []
     if masquerading:
@@ -117,6 +137,10 @@ def _family_rules(version: int, networks: tuple[NetworkRules, ...]) -> FamilyRul
         host_ports=host_ports,
         closed=tuple(sorted(closed)),
         within=tuple(sorted(closed - isolated)),
+        nodes=tuple(sorted(nodes)),
+        overlay_ports=tuple(sorted({n.overlay_port for n in overlays if nodes})),
+        pod_links=tuple(sorted({n.bridge for n in networks if n.bridge and nodes})),
+        pod_veths=bool(nodes) and any(not n.bridge for n in networks),
     )
 
 

@@ -85,7 +85,7 @@ def _bandwidth(section: Fields) -> Bandwidth:
             raise CniError(
                 Code.UNSUPPORTED_FIELD,
                 f"{section.at(key)}: podwire limits all of a pod's traffic or none",
-                f"take {key} out; got {section.obj[key]}",
+                f"take {key} out; got {section.obj.get(key)}",
             )
     return Bandwidth(_limit(section, "ingress"), _limit(section, "egress"))
 

@@ -10,7 +10,7 @@ from ipaddress import ip_network
 
 import click
 
-from cni_plugin import executable, installation, leftovers, madefolders, runtimes
+from cni_plugin import executable, installation, leftovers, madefolders, runtimes, tool_conf
 from cni_plugin.client import DEFAULT_SOCKET, SOCKET_VARIABLE
 from cni_plugin.kernel import privileges
 from cni_plugin.kernel.netlink import RouteSocket
@@ -110,6 +110,9 @@ def uninstall(bin_dir: str, conf_dir: str | None, socket: str, force: bool) -> N
     with _clear_refusal():
         if conf_dir:
             _uninstall_conflist(conf_dir)
+        elif installation.has_conflist(tool_conf.CONF_DIR):
+            path = os.path.join(tool_conf.CONF_DIR, installation.CONFLIST)
+            click.echo(f"{path}: kept, runtimes go on using it (--conf-dir {tool_conf.CONF_DIR})")
         removed, kept = installation.remove_executable(bin_dir)
         removed += leftovers.agent_files(socket) + leftovers.node_locks()
         folders = _runtime_folders()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from shlex import join as shell
 from typing import Any, NamedTuple
 
 import click
 
-from cni_plugin import cluster, netconf, tool_conf, tool_output
+from cni_plugin import cluster, netconf, tool_conf, tool_output, upkeep
 from cni_plugin.cluster import Cluster, LocalAddresses
 from cni_plugin.crossnode import CrossNode
+from cni_plugin.fabric import Fabric
 from cni_plugin.kernel import observe, overlay, privileges
 from cni_plugin.kernel.netlink import RouteSocket
+from cni_plugin.netconf import NetConf
+from cni_plugin.node import record_of
 from cni_plugin.paths import Changes, State, Survey
 from cni_plugin.spec import CniError, Code
 from ipam import inventory as inventories
@@ -141,7 +145,8 @@ def show(
     """
     with RouteSocket() as route_socket:
         local = observe.local_addresses(route_socket)
-        found = _find(config, conf_dir, inventory, node, local)
+        conf = _configuration(config, conf_dir, inventory, node)
+        found = _find(conf, inventory, node, local)
         rows = [row._asdict() for row in compare(found, route_socket)]
     if not as_json:
         tool_output.show_table(
@@ -179,13 +184,19 @@ def sync(
 ) -> None:
     """Make the routes what the inventory says, and the overlay with them.
 
-    Adds, replaces and removes podwire's own. A second call finds nothing to do.
+    Adds, replaces and removes podwire's own. A second call finds nothing to do. A running agent
+    goes by the same configuration from then on.
     """
     privileges.require()
+    conf = _configuration(config, conf_dir, inventory, node)
     with RouteSocket() as route_socket:
         local = observe.local_addresses(route_socket)
-        found = _find(config, conf_dir, inventory, node, local)
+        found = _find(conf, inventory, node, local)
         cluster.refuse_overlaps(found, local)
+        with closing(Fabric(route_socket)) as fabric:
+            if conf is not None:  # before the routes: an agent would put back what its record says
+                fabric.records.remember(record_of(conf))
+            upkeep.keep_rules(fabric)  # they let the overlay's packets of a new node in
         changes = cluster.sync(found, route_socket)
     rows = list(_changed(changes))
     if as_json:
@@ -211,26 +222,28 @@ def _changed(changes: Changes) -> Iterator[dict[str, str | None]]:
 
 
 def _find(
-    config: str | None,
-    conf_dir: str,
-    inventory: str | None,
-    node: str | None,
-    local: LocalAddresses,
+    conf: NetConf | None, inventory: str | None, node: str | None, local: LocalAddresses
 ) -> Cluster:
-    """The cluster that the options name, overlaps or not."""
-    path, name, cross = _named(config, conf_dir, inventory, node)
+    """The cluster of a configuration or of an inventory, overlaps or not; without a configuration
+    the others are reached as usual. A name of None or "" is to be found out."""
+    if conf is not None:
+        path, name, cross = conf.nodes, conf.node_name, conf.cross_node
+    else:
+        path, name, cross = os.path.abspath(inventory or ""), node or "", CrossNode()
     return cluster.identify(inventories.load(path), name, local, cross)
 
 
-def _named(
+def _configuration(
     config: str | None, conf_dir: str, inventory: str | None, node: str | None
-) -> tuple[str, str, CrossNode]:
-    """The inventory's path, this node's name, "" when it is to be found out, and how the others
-    are reached: as usual, when no configuration says it."""
+) -> NetConf | None:
+    """The configuration that the options name, None with an inventory in its place.
+
+    Raises CniError 7 for one that names no inventory.
+    """
     if inventory:
         if config:
             raise click.UsageError("--config and --inventory exclude each other")
-        return os.path.abspath(inventory), node or "", CrossNode()
+        return None
     if node:
         raise click.UsageError("--node needs --inventory")
     file = tool_conf.find(config, conf_dir)
@@ -241,4 +254,4 @@ def _named(
             f"{file.path}: nodes: not set, so there are no routes to other nodes",
             'add "nodes" with the path of the node inventory, or name one with --inventory',
         )
-    return conf.nodes, conf.node_name, conf.cross_node
+    return conf

@@ -15,6 +15,9 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
+
 from cni_plugin.fabric import Fabric, Kept, Stamp, Verified, cluster_of, stamp, way_of
 from cni_plugin.noderules import Refill, wanted
 from cni_plugin.records import NetworkRecord
@@ -30,6 +33,52 @@ _LISTED = 5  # routes that are named one by one
 
 
 # --- keeping ----------------------------------------------------------------------------------
+
+
+def keep_for(
+    fabric: Fabric,
+    record: NetworkRecord,
+    cluster: Cluster | None,
+    undo: ExitStack,
+    alone: Callable[[], bool],
+) -> None:
+    """`keep` for one pod: if its ADD fails, the network is left as it was.
+
+    `alone` is asked then, whether no other pod of the network is here: a network's first record
+    goes only with its first pod.
+    """
+    if not fabric.records.holds(record):
+        undo.callback(_take_back, fabric, record, fabric.records.of(record.network), alone)
+    keep(fabric, record, cluster)
+
+
+def _take_back(
+    fabric: Fabric,
+    record: NetworkRecord,
+    former: NetworkRecord | None,
+    alone: Callable[[], bool],
+) -> None:
+    """Undo of a record that took the former one's place, unless somebody changed it since."""
+    if fabric.records.of(record.network) is None or not fabric.records.holds(record):
+        return
+    if former is not None:
+        fabric.records.restore(former)
+    elif alone():
+        fabric.records.forget(record.network)
+    else:
+        return
+    keep_rules(fabric)
+    if former is not None and former.nodes:
+        keep_peers(fabric, former)
+
+
+def forget(fabric: Fabric, network: str) -> None:
+    """A network has no pods here any more: take its rules away. One with peers stays, since the
+    node itself reaches their pods."""
+    record = fabric.records.of(network)
+    if record is not None and not record.nodes:
+        fabric.records.forget(network)
+        keep_rules(fabric)
 
 
 def keep(fabric: Fabric, record: NetworkRecord, cluster: Cluster | None = None) -> list[str]:
@@ -137,6 +186,8 @@ def keep_peers(fabric: Fabric, record: NetworkRecord) -> list[str]:
         return []
     if record not in peering(fabric):
         return []
+    if memory.watched and memory.keep_peers is not None:
+        return words(memory.keep_peers(fabric, record))
     from cni_plugin import cluster as clusters
 
     done = words(clusters.sync(cluster_of(fabric, record), fabric.route_socket))

@@ -168,7 +168,10 @@ def _listed(fields: Fields, key: str) -> Iterator[_Named]:
                 f'{key} is a list of lists, such as [[{{"subnet": "10.244.0.0/24"}}]]',
             )
         paths = tuple(f"{path}[{index}]" for index in range(len(value)))
-        found = tuple(_range(as_object(v, p)) for v, p in zip(value, paths, strict=True))
+        found = tuple(
+            _range(as_object(v, p, p.startswith("runtimeConfig")))
+            for v, p in zip(value, paths, strict=True)
+        )
         for entry, inner in zip(found, paths, strict=True):
             if entry.subnet.version != found[0].subnet.version:
                 raise invalid(

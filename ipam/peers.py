@@ -19,7 +19,7 @@ family and one permanent forwarding entry: nothing is learned, asked for or sent
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from ipaddress import ip_interface
 
 from cni_plugin import names
@@ -28,7 +28,7 @@ from cni_plugin.fields import invalid
 from cni_plugin.spec import CniError, Code, IPAddress, IPInterface, IPNetwork
 from cni_plugin.typed import NamedTuple
 from ipam.inventory import Inventory, Node
-from ipam.routes import NodeRoute, families, no_address
+from ipam.routes import NodeRoute, OwnedRoute, families, no_address
 from ipam.routes import desired as plain_routes
 
 DIRECT, ROUTED, UNREACHABLE = "direct", "behind a router", "unreachable"
@@ -133,8 +133,9 @@ def underlay_addresses(node: Node, version: int, cross: CrossNode) -> list[IPAdd
 
 
 def candidates(inventory: Inventory, own: Node, cross: CrossNode) -> list[IPAddress]:
-    """The addresses whose reach decides: of each peer the first of each family in use."""
-    if cross.backend != "auto":
+    """The addresses whose reach counts: of each peer the first of each family in use, unless all of
+    them are in the overlay anyway."""
+    if cross.backend == "vxlan":
         return []
     needed = families(own)
     found: list[IPAddress] = []
@@ -151,6 +152,31 @@ def _first(node: Node, version: int) -> IPAddress | None:
         if address.version == version:
             return address
     return None
+
+
+def kept(
+    inventory: Inventory,
+    own: Node,
+    lost: Collection[IPAddress],
+    ours: Iterable[OwnedRoute],
+) -> dict[IPAddress, str]:
+    """What counts as the reach of addresses that the kernel has no way to, as while a link is down.
+
+    No way says nothing of routers, so such a peer keeps what was decided: the overlay where one of
+    `ours` leads there through it. Any other waits for a plain route: nothing speaks for a router,
+    and pods that were made meanwhile would have the overlay's smaller MTU for life.
+    """
+    if not lost:
+        return {}
+    overlaid = {route.dst for route in ours if route.overlay}
+    found: dict[IPAddress, str] = {}
+    for peer in others(inventory, own):
+        for version in (4, 6):
+            first = _first(peer, version)
+            if first is not None and first in lost:
+                cidrs = (cidr for cidr in peer.pod_cidrs if cidr.version == version)
+                found[first] = DIRECT if overlaid.isdisjoint(cidrs) else ROUTED
+    return found
 
 
 def desired(

@@ -40,8 +40,14 @@ class Mtus:
         self._known: dict[str, Sizes] = {}
 
     def look(self, fabric: Fabric, record: NetworkRecord) -> list[str]:
-        """Compare with the last look; what is told is no repair, so nothing is returned."""
-        now = clusters.mtus(cluster_of(fabric, record), fabric.route_socket)
+        """Compare with the last look; what is told is no repair, so nothing is returned.
+
+        While links are missing there is no size to tell, and the last one is kept. Raises CniError
+        104 for peers that have to wait for theirs.
+        """
+        now = clusters.mtus(cluster_of(fabric, record), fabric.route_socket, whole=True)
+        if not now.underlay:
+            return []
         before = self._known.get(record.network)
         self._known[record.network] = now
         if before is None or (before.underlay, before.pods) == (now.underlay, now.pods):

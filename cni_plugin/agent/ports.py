@@ -22,10 +22,12 @@ def keep(fabric: Fabric) -> list[str]:
     """Put back what is not as the records say; what was done, in words.
 
     A pod that comes or goes at this moment looks like a difference, so one is looked at twice.
+    Without any record, too: one that was lost has left its elements, which lead to whoever gets
+    the pod's address next. Called only when others may have changed the ruleset, and now and then.
     """
     folder = StateFolder(fabric.key, PORTS)
     records = PortRecords(folder)
-    if not folder.names() or not (difference(fabric, records) and difference(fabric, records)):
+    if not (difference(fabric, records) and difference(fabric, records)):
         return []
     found = difference(fabric, records)
     sysctls = Sysctls()

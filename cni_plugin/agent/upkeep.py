@@ -18,16 +18,15 @@ from functools import partial
 from logging import Logger
 from threading import Thread
 from time import monotonic
-from typing import NamedTuple
 
 from cni_plugin import upkeep
 from cni_plugin.agent import mtus, ports
+from cni_plugin.agent.peers import SharedPeers
 from cni_plugin.agent.schedule import PERIOD, Schedule
-from cni_plugin.fabric import Fabric, Memory, Way, cluster_of, stamp, way_of
+from cni_plugin.fabric import Fabric, Memory
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.statefolder import node_key
 from cni_plugin.kernel.watch import RouteWatch, RulesetWatch
-from cni_plugin.peering import Peering
 from cni_plugin.records import NetworkRecord, Records
 from cni_plugin.spec import CniError
 
@@ -47,7 +46,8 @@ class Upkeep:
         self._told: dict[str, None] = {}
         self._files: tuple[object, ...] = ()
         self._mtus = mtus.Mtus(logger)
-        self._peers: _Peers | None = None
+        self._peers: SharedPeers | None = None
+        self._unreached: list[Exception] = []  # what failed on the way to the peers
         self._offload = ""
         self._bell, self._ring = -1, -1
         self._thread: Thread | None = None
@@ -66,6 +66,8 @@ class Upkeep:
             thread = Thread(target=self._run, args=(routes, ruleset), name=THREAD, daemon=True)
             self._memory.watched = True
             undo.callback(setattr, self._memory, "watched", False)
+            self._peers = SharedPeers(self._memory, routes)
+            self._memory.keep_peers = self._peers.keep
             thread.start()
             undo.pop_all()
         self._thread = thread
@@ -87,7 +89,9 @@ class Upkeep:
             self._logger.exception("the upkeep ended")
         finally:
             self._memory.watched = False
-            self._forget_peers()
+            self._memory.keep_peers = None
+            if self._peers is not None:
+                self._peers.close()
             routes.close()
             ruleset.close()
 
@@ -141,8 +145,8 @@ class Upkeep:
         try:
             paths = {record.nodes for record in records.all() if record.nodes} if records else set()
             return (records and records.stamp(), *(_state(path) for path in sorted(paths)))
-        except CniError as e:
-            return (e.msg,)
+        except (CniError, OSError) as e:
+            return (str(e),)
 
     # --- a look --------------------------------------------------------------------------------
 
@@ -153,8 +157,9 @@ class Upkeep:
         for what in found.done:
             fields = {"what": what, "why": _in_words(reasons)}
             self._logger.info("repaired", extra={"fields": fields})
-        self._tell(found.failures)
-        return bool(found.done), bool(found.failures)
+        failures = found.failures + self._unreached
+        self._tell(failures)
+        return bool(found.done), bool(failures)
 
     def _look_with(self, reasons: tuple[str, ...], found: _Findings) -> list[str]:
         """Nothing on a node that has had no pod since the machine's start."""
@@ -171,41 +176,28 @@ class Upkeep:
 
     def _look_at_all(self, fabric: Fabric, reasons: tuple[str, ...], found: _Findings) -> None:
         _look_at_rules(fabric, found)
+        paths = _Findings()
         records = upkeep.peering(fabric)
         for record in records[:1]:  # they agree
-            found.attempt(partial(self._keep_peers, fabric, record, reasons))
+            paths.attempt(partial(self._keep_peers, fabric, record, reasons))
         if records and reasons != (PERIOD,):  # the kernel tells when a link's or a route's changes
-            found.attempt(partial(self._mtus.look, fabric, records[0]))
+            paths.attempt(partial(self._mtus.look, fabric, records[0]))
+        found.done += paths.done
+        self._unreached = paths.failures  # a look at rules alone says nothing of these
 
     def _keep_peers(
         self, fabric: Fabric, record: NetworkRecord, reasons: tuple[str, ...]
     ) -> list[str]:
         """After a change of the inventory alone only of the peers that changed."""
-        memory, way = self._memory, way_of(record)
-        mark, epoch = stamp(record.nodes), memory.epoch
-        if self._peers is None or self._peers.way != way:
-            self._forget_peers()
-            route_socket = RouteSocket()
-            self._peers = _Peers(way, route_socket, Peering(route_socket))
-        peering, nodes = self._peers.peering, cluster_of(fabric, record)
-        try:
-            changes = peering.update(nodes) if reasons == (_INVENTORY,) else peering.resync(nodes)
-        except BaseException:
-            self._forget_peers()  # whatever is still on its way to the socket
-            raise
-        memory.synced[way] = (mark, epoch)
-        self._tell_offload(peering)
+        if self._peers is None:
+            raise RuntimeError("the upkeep has not been started")
+        changes = self._peers.keep(fabric, record, whole=reasons != (_INVENTORY,))
+        self._tell_offload(self._peers.offload)
         return upkeep.words(changes)
 
-    def _forget_peers(self) -> None:
-        if self._peers is not None:
-            self._peers.route_socket.close()
-            self._peers = None
-
-    def _tell_offload(self, peering: Peering) -> None:
+    def _tell_offload(self, reason: str) -> None:
         """Once, when the checksums of the overlay are not left to the network card."""
-        reason = peering.survey.offload.reason if peering.survey is not None else ""
-        if reason != self._offload and reason:
+        if reason and reason != self._offload:
             self._logger.info("checksum offload", extra={"fields": {"why": reason}})
         self._offload = reason
 
@@ -226,14 +218,6 @@ class Upkeep:
             if text not in now:
                 self._logger.info("no longer", extra={"fields": {"error": text}})
         self._told = now
-
-
-class _Peers(NamedTuple):
-    """The paths to the peers of one inventory, with a socket of their own."""
-
-    way: Way
-    route_socket: RouteSocket
-    peering: Peering
 
 
 class _Findings:

@@ -9,6 +9,7 @@ Rules:
   ones list them from 5.8 on, and all flows before that. What was listed is looked at here.
 - IPv6 flows are picked by their ports alone: where an address should match, kernels take those
   flows for which it does not.
+- For several ports the flows are listed once and looked at here: each question walks the table.
 - Only flows to the host port at one of the node's own addresses, or to the pod's port, are
   forgotten. The same port number elsewhere in the world is no business of ours.
 
@@ -39,6 +40,7 @@ _RTN_LOCAL = 2
 # Which parts of a tuple count: CTA_FILTER_F_* of net/netfilter/nf_conntrack_netlink.c's order.
 _SRC, _DST, _NUMBER, _SRC_PORT, _DST_PORT = 1 << 0, 1 << 1, 1 << 3, 1 << 4, 1 << 5
 _NOT_KNOWN = (errnos.EINVAL, errnos.EOPNOTSUPP)
+_MANY = 4  # ports of one family for which one list is quicker
 
 
 class Flow(NamedTuple):
@@ -55,7 +57,8 @@ class Flow(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """Flows of UDP: to `dst_port` of `dst` (None: anywhere), or answered by `answerer`."""
+    """Flows of UDP: to `dst_port` of `dst` (None: anywhere), or answered by `answerer`; all flows
+    of the family without either."""
 
     version: int
     dst: IPAddress | None = None
@@ -67,6 +70,11 @@ class _Wanted(NamedTuple):
             address, port = self.answerer
             return flow.from_port == port and flow.from_address == str(address)
         return flow.dst_port == self.dst_port and self.dst in (None, ip_address(flow.dst))
+
+    @property
+    def anywhere(self) -> bool:
+        """Whether no address is told, so that only the node's own are meant."""
+        return self.dst is None and self.answerer is None
 
     @property
     def certain(self) -> bool:
@@ -108,9 +116,14 @@ def _forget(route_socket: RouteSocket, wanted: Sequence[_Wanted]) -> None:
     if not wanted:
         return
     with ConntrackSocket() as conntrack:
-        for each in wanted:
-            if not (each.certain and _forgotten(conntrack, each)):
-                _forget_listed(conntrack, route_socket, each)
+        for version in (4, 6):
+            group = [each for each in wanted if each.version == version]
+            if len(group) >= _MANY:
+                _forget_listed(conntrack, route_socket, group, _Wanted(version))
+                continue
+            for each in group:
+                if not (each.certain and _forgotten(conntrack, each)):
+                    _forget_listed(conntrack, route_socket, [each], each)
 
 
 def _forgotten(conntrack: ConntrackSocket, wanted: _Wanted) -> bool:
@@ -124,13 +137,30 @@ def _forgotten(conntrack: ConntrackSocket, wanted: _Wanted) -> bool:
     return True
 
 
-def _forget_listed(conntrack: ConntrackSocket, route_socket: RouteSocket, wanted: _Wanted) -> None:
-    """List the flows, and remove those that are meant, one by one."""
-    flows = [flow for flow in _listed(conntrack, wanted) if wanted.matches(flow)]
-    if wanted.dst is None and wanted.answerer is None:
-        own = _own_addresses(route_socket, {flow.dst for flow in flows})
-        flows = [flow for flow in flows if flow.dst in own]
-    conntrack.batch([_delete_flow(wanted.version, flow) for flow in flows], ignore=(errnos.ENOENT,))
+def _forget_listed(
+    conntrack: ConntrackSocket, route_socket: RouteSocket, wanted: Sequence[_Wanted], asked: _Wanted
+) -> None:
+    """List the flows `asked` for, and remove those that any of `wanted` means, one by one."""
+    sure, unsure = _meant(_listed(conntrack, asked), wanted)
+    own = _own_addresses(route_socket, {flow.dst for flow in unsure})
+    flows = sure + [flow for flow in unsure if flow.dst in own]
+    conntrack.batch([_delete_flow(asked.version, flow) for flow in flows], ignore=(errnos.ENOENT,))
+
+
+def _meant(flows: Iterable[Flow], wanted: Sequence[_Wanted]) -> tuple[list[Flow], list[Flow]]:
+    """The flows that are meant, and those that are if they go to one of the node's addresses."""
+    by_port: dict[int, list[_Wanted]] = {}
+    for each in wanted:
+        port = each.dst_port if each.answerer is None else each.answerer[1]
+        by_port.setdefault(port, []).append(each)
+    sure: list[Flow] = []
+    unsure: list[Flow] = []
+    for flow in flows:
+        near = {*by_port.get(flow.dst_port, ()), *by_port.get(flow.from_port, ())}
+        found = [each for each in near if each.matches(flow)]
+        if found:
+            (unsure if all(each.anywhere for each in found) else sure).append(flow)
+    return sure, unsure
 
 
 def _listed(conntrack: ConntrackSocket, wanted: _Wanted) -> list[Flow]:
@@ -173,6 +203,10 @@ def _request(wanted: _Wanted, kind: int, flags: int, verb: str) -> Message:
             ip.append(("CTA_IP_V4_SRC", str(address)))
         attrs = [("CTA_TUPLE_REPLY", _tuple(ip, port))]
         chosen = _filter(0, _NUMBER | _SRC_PORT | (_SRC if ip else 0))
+    elif not wanted.dst_port:
+        number = 0
+        attrs = [("CTA_TUPLE_ORIG", _tuple(ip, port))]
+        chosen = _filter(_NUMBER, 0)
     else:
         number = wanted.dst_port
         port.append(("CTA_PROTO_DST_PORT", number))
@@ -181,7 +215,8 @@ def _request(wanted: _Wanted, kind: int, flags: int, verb: str) -> Message:
         attrs = [("CTA_TUPLE_ORIG", _tuple(ip, port))]
         chosen = _filter(_NUMBER | _DST_PORT | (_DST if ip else 0), 0)
     body = _encode(wanted.version, attrs) + chosen
-    return Message(body, kind, flags, f"{verb} UDP flows to port {number}")
+    what = f"{verb} UDP flows" + (f" to port {number}" if number else "")
+    return Message(body, kind, flags, what)
 
 
 def _tuple(ip: list[tuple[str, Any]], port: list[tuple[str, Any]]) -> dict[str, Any]:

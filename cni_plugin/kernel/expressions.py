@@ -21,11 +21,13 @@ _INVERTED = 1  # NFT_LOOKUP_F_INV
 _META_MARK, _META_IIF, _META_IIFNAME, _META_OIFNAME = 3, 4, 6, 7
 _META_NFPROTO, _META_L4PROTO = 15, 16
 _CT_STATUS = 2
-_FIB_ADDRTYPE, _FIB_DADDR = 3, 2  # NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR
+_FIB_OIF, _FIB_ADDRTYPE = 1, 3  # NFT_FIB_RESULT_*
+_FIB_SADDR, _FIB_DADDR, _FIB_IIF = 0x1, 0x2, 0x8  # NFTA_FIB_F_*
 _DNAT = 1
 _NAT_PROTO_SPECIFIED, _NAT_RANDOM_FULLY = 0x2 | 0x1, 0x10  # NF_NAT_RANGE_*
 _BITWISE_BOOL = 0
 
+_UDP = b"\x11"
 _RTN_LOCAL = 2  # include/uapi/linux/rtnetlink.h
 _IPS_DST_NAT = 0x20  # include/uapi/linux/netfilter/nf_conntrack_common.h
 
@@ -153,19 +155,33 @@ def in_network(network: IPNetwork, is_source: bool) -> list[Expression]:
     return [load, bits(network.netmask.packed, bytes(size)), compare(address)]
 
 
+def to_udp_port_in(name: str) -> list[Expression]:
+    """UDP, to a port in the set."""
+    return [protocol(), compare(_UDP), destination_port(), in_set(name)]
+
+
 def not_from_loopback() -> list[Expression]:
     """lo is each namespace's first link."""
     return [_meta(_META_IIF), compare(_native(1), equal=False)]
 
 
+def _fib(result: int, flags: int) -> Expression:
+    return "fib", (
+        ("NFTA_FIB_DREG", register(0)),
+        ("NFTA_FIB_RESULT", result),
+        ("NFTA_FIB_FLAGS", flags),
+    )
+
+
 def to_this_node() -> list[Expression]:
     """The destination is an address of the node."""
-    fib = (
-        ("NFTA_FIB_DREG", register(0)),
-        ("NFTA_FIB_RESULT", _FIB_ADDRTYPE),
-        ("NFTA_FIB_FLAGS", _FIB_DADDR),
-    )
-    return [("fib", fib), compare(_native(_RTN_LOCAL))]
+    return [_fib(_FIB_ADDRTYPE, _FIB_DADDR), compare(_native(_RTN_LOCAL))]
+
+
+def has_no_way_back() -> list[Expression]:
+    """No route to the source leads through the link that the packet came in by, as for a source
+    that is the node's own. In chains at prerouting alone: elsewhere it takes Linux 5.17."""
+    return [_fib(_FIB_OIF, _FIB_SADDR | _FIB_IIF), compare(bytes(4))]
 
 
 def is_marked(mark: int) -> list[Expression]:

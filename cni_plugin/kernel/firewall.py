@@ -39,7 +39,6 @@ class Firewall:
         self._socket = socket
         self._generation = 0
         self._verified: NodeRules | None = None
-        self._emptied: set[int] = set()
         self.said: tuple[str, ...] = ()  # what the last `ensure` put right in nftables, in words
         self._tables: dict[tuple[FamilyRules, int], nftlayout.TableLayout] = {}
 
@@ -102,8 +101,6 @@ class Firewall:
             generation = _next(generation)
         self._generation, self._verified = generation, rules
         self.said = tuple(repair.words for repair in repairs)
-        if refill is None:
-            self._emptied |= emptied
         return bool(messages)
 
     def transaction(self, messages: Sequence[Message]) -> None:
@@ -119,12 +116,6 @@ class Firewall:
                 self._generation = _next(self._generation)
                 return
         self._socket.transaction(messages)
-
-    def take_emptied(self) -> frozenset[int]:
-        """IP versions whose host-port maps were made anew, empty, since this was last called."""
-        emptied = frozenset(self._emptied)
-        self._emptied.clear()
-        return emptied
 
     def remove(self) -> bool:
         """Take away all that podwire has in nftables; whether there was something."""

@@ -38,13 +38,18 @@ def repairs(
 ) -> Iterator[Repair]:
     """What is missing or too much in the chains of others."""
     for chain in chains:
-        if chain.kind == "filter" and chain.hook == _FORWARD and chain.table != TABLE:
+        if chain.kind == "filter" and chain.hook == _FORWARD and not _is_own(chain):
             found = nftview.rules(socket, chain.version, chain.table, chain.name)
             ours = [rule for rule in found.get(chain.name, ()) if is_ours(rule)]
             wanted = _wanted(chain, accepted) if chain.policy == nft.DROP else []
             needed = list(_chain_repairs(chain, ours, wanted))
             if needed and not _is_owned(socket, chain):
                 yield from needed
+
+
+def _is_own(chain: ChainState) -> bool:
+    """podwire has no table of the family inet: one of its name there is somebody else's."""
+    return chain.table == TABLE and chain.version != nft.INET
 
 
 def _is_owned(socket: NetfilterSocket, chain: ChainState) -> bool:

@@ -4,7 +4,8 @@ Order, and why:
 1. The record, before anything that it tells of: who was killed is cleaned up after by it.
 2. The elements, all in one transaction, which the kernel refuses when one is there.
 3. The UDP flows that were decided before: now each packet of theirs meets the elements.
-A DEL goes the same way back. Nothing of it needs the pod's namespace, or a prevResult.
+A DEL goes the same way back. Nothing of it needs the pod's namespace, or a prevResult. In the
+transaction that removes its elements the container's other attachments get what they waited for.
 
 Everything but 3 happens under the lock of the records, so that with it in hand the records tell
 what the maps hold: an element that no record explains was made by somebody else.
@@ -19,6 +20,7 @@ from contextlib import ExitStack
 from cni_plugin import ruleset
 from cni_plugin.hostports import HostPort, PortRecord
 from cni_plugin.kernel import nftsets
+from cni_plugin.kernel.localnet import Localnet
 from cni_plugin.kernel.messages import Message
 from cni_plugin.kernel.netlink import KernelError, RouteSocket
 from cni_plugin.kernel.nfnetlink import NetfilterSocket
@@ -30,7 +32,6 @@ from cni_plugin.kernel.sysctl import Sysctls
 from cni_plugin.spec import Attachment, CniError, Code
 
 _VERSIONS = (4, 6)
-_ROUTE_LOCALNET = "route_localnet"
 _TRIES = 3
 
 
@@ -52,7 +53,7 @@ class HostPorts:
         self._netfilter = netfilter
         self._route_socket = route_socket
         self._records = PortRecords(folder)
-        self._sysctls = sysctls
+        self._localnet = Localnet(self._records, sysctls)
         self._transact = transact or netfilter.transaction
 
     # --- ADD and DEL --------------------------------------------------------------------------
@@ -60,23 +61,24 @@ class HostPorts:
     def open(self, record: PortRecord, undo: ExitStack) -> None:
         """Let the ports lead to the pod. What an earlier try for this attachment left is replaced.
 
-        Raises CniError 103, and opens none, when another attachment holds one of them; 104 when
-        the kernel refuses, 5 and 11 for the records.
+        One that another attachment of the same container has stays with that one until it goes.
+        Raises CniError 103, and opens none, when another container holds one of them; 104 when the
+        kernel refuses, 5 and 11 for the records.
         """
         if not record.ports:
             return
         name = record.name
         with self._records.locked():
             former = self._record(name)
-            if former is not None:
-                self._close(name, former)
+            handed = self._close(name, former) if former is not None else ()
             for port in record.ports:
                 self._refuse_held(port, record)
             undo.callback(self.close, name)
             self._records.write(record)
-            self._let_localnet(record.localnet)
-            self._insert(record)
-        _forget_opened(self._route_socket, record.ports)
+            self._localnet.let(name, record.localnet)
+            leading = self._records.leading(record)
+            self._insert(leading)
+        _forget_opened(self._route_socket, (*leading.ports, *handed))
         if former is not None:
             _forget_closed(self._route_socket, former.ports)
 
@@ -90,28 +92,37 @@ class HostPorts:
             return
         with self._records.locked():
             record = self._record(name)
-            if record is not None:
-                self._close(name, record)
+            handed = self._close(name, record) if record is not None else ()
         if record is not None:
             _forget_closed(self._route_socket, record.ports)
+            _forget_opened(self._route_socket, handed)
 
     def _record(self, name: str) -> PortRecord | None:
         """The record; a broken one goes, and with it whatever elements no other record explains."""
         try:
             return self._records.read(name)
         except BrokenRecordError:
-            self._records.discard(name)
-            self._restore()
+            self._discard([name])
             return None
 
-    def _close(self, name: str, record: PortRecord) -> None:
-        self._withdraw(record)
-        self._end_localnet(name, record.localnet)
+    def _discard(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._records.discard(name)
+        self._restore()
+        self._localnet.settle()
+
+    def _close(self, name: str, record: PortRecord) -> tuple[HostPort, ...]:
+        """What of its ports leads to other attachments of the same container from now on."""
+        handed = self._withdraw(record)
+        unneeded = self._localnet.end(name, record.localnet)
         self._records.remove(name, record)
+        if unneeded:
+            self._records.forget_link(record.localnet)
+        return handed
 
     def _refuse_held(self, port: HostPort, record: PortRecord) -> None:
         for holder in self._records.holders(port):
-            for other in holder.ports:
+            for other in () if holder.beside(record) else holder.ports:
                 if port.clashes(other):
                     raise _held(port, f"{holder.holder} (as {other.where})")
 
@@ -131,17 +142,18 @@ class HostPorts:
             left = removals([own for own, found in zip(entries, present, strict=True) if found])
             self._transact([*left, *additions(entries)])
 
-    def _withdraw(self, record: PortRecord) -> None:
-        """Remove those elements that are there and the record's."""
+    def _withdraw(self, record: PortRecord) -> tuple[HostPort, ...]:
+        """Remove those elements that are there and the record's; the ports that were handed on."""
         for _ in range(_TRIES):
             mine = self._own(record)
+            heirs = self._heirs(record, mine)
             try:
-                self._transact(removals(mine))
+                self._transact([*removals(mine), *additions(heirs)])
             except KernelError as e:
-                if e.errno != errnos.ENOENT:
+                if e.errno not in (errnos.ENOENT, errnos.EEXIST):
                     raise
-                continue  # somebody else removed one since we looked
-            return
+                continue  # somebody else removed or added one since we looked
+            return tuple(entry.port for entry in heirs if not entry.shared)
         raise KernelError(errnos.EAGAIN, "remove host ports", "somebody else changes them as well")
 
     def _own(self, record: PortRecord) -> list[Entry]:
@@ -154,10 +166,30 @@ class HostPorts:
             and not (entry.shared and self._shares(entry.port, record))
         ]
 
+    def _heirs(self, record: PortRecord, mine: Sequence[Entry]) -> list[Entry]:
+        """What other attachments of the container get when these elements of the record go."""
+        freed = [entry.port for entry in mine if not entry.shared]
+        entries = [
+            entry
+            for other in self._records.beside(record)
+            for entry in entries_of(self._records.leading(other, without=record.name))
+            if any(port.covers(entry.port) for port in freed)
+        ]
+        keys = {(entry.version, entry.where, entry.element.key) for entry in mine}
+        return [
+            entry
+            for entry, found in zip(entries, self._present(entries), strict=True)
+            if found is None or (entry.version, entry.where, entry.element.key) in keys
+        ]
+
     def _shares(self, port: HostPort, record: PortRecord) -> bool:
         """Whether another record needs the same element of a set."""
         return any(
-            not holder.snat and holder.name != record.name for holder in self._records.holders(port)
+            (port.version, port.host_port, port.protocol)
+            == (other.version, other.host_port, other.protocol)
+            for holder in self._records.holders(port)
+            if not holder.snat and holder.name != record.name
+            for other in self._records.leading(holder, without=record.name).ports
         )
 
     def _present(self, entries: Sequence[Entry]) -> list[Element | None]:
@@ -171,23 +203,6 @@ class HostPorts:
         found = [nftsets.decode_elements([answer]) if answer else [] for answer in answers]
         return [elements[0] if elements else None for elements in found]
 
-    # --- 127.0.0.1 ------------------------------------------------------------------------------
-
-    def _let_localnet(self, link: str) -> None:
-        """Let packets from 127.0.0.1 out by a link, and their answers in.
-
-        Of what comes in by it for 127.0.0.0/8 the chain `guard` drops all else (CVE-2020-8558).
-        """
-        if link:
-            with self._sysctls.folder(f"ipv4/conf/{link}/") as folder:
-                folder.ensure(_ROUTE_LOCALNET, "1")
-
-    def _end_localnet(self, name: str, link: str) -> None:
-        """Without host ports behind it a link need not carry them; it may be gone itself."""
-        if link and not self._records.uses(link, besides=name):
-            with self._sysctls.folder(f"ipv4/conf/{link}/") as folder:
-                folder.write(_ROUTE_LOCALNET, "0", required=False)
-
     # --- CHECK, GC, upkeep ------------------------------------------------------------------------
 
     def check(self, record: PortRecord) -> list[str]:
@@ -195,21 +210,17 @@ class HostPorts:
         if not record.ports:
             return []
         found = []
-        if self._records.read(record.name) != record:
+        if self._records.sound(record.name) != record:
             found.append("host ports: the node has no record of them, or another")
-        entries = list(entries_of(record))
+        entries = list(entries_of(self._records.leading(record)))
         for entry, present in zip(entries, self._present(entries), strict=True):
             if present is None:
                 found.append(f"host port {entry.port.where}: its element of {entry.where} is gone")
             elif not entry.shared and present != entry.element:
                 found.append(f"host port {entry.port.where}: leads to {described(present)}")
-        if record.localnet and not self._carries_localnet(record.localnet):
-            found.append(f"host ports: {_ROUTE_LOCALNET} of {record.localnet} is not 1")
+        if problem := self._localnet.problem(record.localnet):
+            found.append(problem)
         return found
-
-    def _carries_localnet(self, link: str) -> bool:
-        with self._sysctls.folder(f"ipv4/conf/{link}/") as folder:
-            return folder.read(_ROUTE_LOCALNET) == "1"
 
     def strays(self, network: str, valid: frozenset[Attachment]) -> dict[str, Attachment]:
         """The network's attachments with host ports that are not valid, by host veth name."""
@@ -219,27 +230,60 @@ class HostPorts:
             if record.network == network and record.attachment not in valid
         }
 
+    def collect(self, network: str, valid: frozenset[Attachment]) -> None:
+        """For GC: remove what no record tells of.
+
+        These are broken records, whosever they were, and elements that by their comments are of
+        this network's attachments, when these are not valid and have no record.
+        """
+        if not (self._records.broken() or self._lost(network, valid)):
+            return
+        with self._records.locked():
+            if broken := self._records.broken():
+                self._discard(broken)
+            ports = self._remove_lost(network, valid)
+        _forget_closed(self._route_socket, ports)
+
+    def _remove_lost(self, network: str, valid: frozenset[Attachment]) -> tuple[HostPort, ...]:
+        for _ in range(_TRIES):
+            gone = self._lost(network, valid)
+            try:
+                self._transact(removals(gone))
+            except KernelError as e:
+                if e.errno != errnos.ENOENT:
+                    raise
+                continue
+            return tuple(entry.port for entry in gone if not entry.shared)
+        raise KernelError(errnos.EAGAIN, "remove host ports", "somebody else changes them as well")
+
+    def _lost(self, network: str, valid: frozenset[Attachment]) -> list[Entry]:
+        from cni_plugin.kernel import lostports  # only a GC needs it
+
+        return lostports.find(self._netfilter, self._records, network, valid)
+
     def restore(self) -> None:
         """Make the maps hold what the records say, and nothing else: somebody emptied the ruleset.
 
-        The tables must be there again. Links that are gone since are left out.
+        Where there are no maps whoever makes them fills them. Links that are gone are left out.
         """
         with self._records.locked():
             self._restore()
 
     def _restore(self) -> None:
         records = self._records.everything().values()
+        maps = {(version, name) for version in _VERSIONS for name in self._maps(version)}
         emptied = [
-            nftsets.flush_elements(version, ruleset.TABLE, name)
-            for version in _VERSIONS
-            for name in self._maps(version)
+            nftsets.flush_elements(version, ruleset.TABLE, name) for version, name in sorted(maps)
         ]
-        entries = [entry for record in records for entry in entries_of(record)]
+        entries = [
+            entry
+            for record in records
+            for entry in entries_of(record)
+            if (entry.version, entry.where) in maps
+        ]
         self._transact([*emptied, *additions(entries)])
         for link in {record.localnet for record in records if record.localnet}:
-            with self._sysctls.folder(f"ipv4/conf/{link}/") as folder:
-                if folder.read(_ROUTE_LOCALNET) is not None:
-                    folder.ensure(_ROUTE_LOCALNET, "1")
+            self._localnet.restore(link)
 
     def _maps(self, version: int) -> list[str]:
         """Those that are there: a family without pods needs none."""
@@ -250,8 +294,10 @@ class HostPorts:
     def remove_all(self) -> None:
         """Forget every host port of the node; the maps may be gone already."""
         with self._records.locked():
-            for name, record in self._records.everything().items():
-                self._close(name, record)
+            for name in self._records.everything():
+                record = self._records.sound(name)  # with the ports that wait as well
+                if record is not None:
+                    self._close(name, record)
             self._records.clear()
 
 

@@ -87,6 +87,11 @@ class NetlinkSocket:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def port(self) -> int:
+        """What notifications call the socket that made a change; 0 before its first request."""
+        name: tuple[int, int] = self._socket.getsockname()
+        return name[0]
+
     def fileno(self) -> int:
         """The descriptor, for requests that are no netlink: see `device`."""
         return self._socket.fileno()

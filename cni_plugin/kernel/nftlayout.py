@@ -15,7 +15,7 @@ from cni_plugin.kernel.nftsets import Element
 from cni_plugin.ruleset import FamilyRules, Range
 from cni_plugin.typed import Any, NamedTuple
 
-_PREROUTING, _FORWARD, _OUTPUT, _POSTROUTING = 0, 2, 3, 4  # NF_INET_*
+_PREROUTING, _INPUT, _FORWARD, _OUTPUT, _POSTROUTING = 0, 1, 2, 3, 4  # NF_INET_*
 _RAW, _BEHIND_DSTNAT, _FILTER, _BEHIND_SRCNAT = -300, -95, 0, 105
 # nft's numbers of types, which the kernel stores for it (nftables, include/datatype.h).
 _ADDRESS = {4: 7, 6: 8}
@@ -76,9 +76,21 @@ def _sets(family: FamilyRules) -> Iterator[SetLayout]:
     if family.closed:
         once = tuple(Element(_link(name)) for name in family.closed)
         twice = tuple(Element(_link(name) * 2) for name in family.within)
-        links = {**_set(_IFNAME, _IFNAME_BYTES), "NFTA_SET_USERDATA": _NATIVE}
-        yield SetLayout(ruleset.CLOSED, links, once)
+        yield SetLayout(ruleset.CLOSED, _LINKS, once)
         yield SetLayout(ruleset.WITHIN, _set(_type(_IFNAME, _IFNAME), 2 * _IFNAME_BYTES), twice)
+    if family.nodes:
+        yield from _overlay_sets(family)
+
+
+def _overlay_sets(family: FamilyRules) -> Iterator[SetLayout]:
+    size = _ADDRESS_BYTES[family.version]
+    nodes = tuple(Element(number.to_bytes(size, "big")) for number in family.nodes)
+    ports = tuple(Element(port.to_bytes(2, "big")) for port in family.overlay_ports)
+    yield SetLayout(ruleset.NODES, _set(_ADDRESS[family.version], size), nodes)
+    yield SetLayout(ruleset.OVERLAY_PORTS, _set(_INET_SERVICE, 2), ports)
+    if family.pod_links:
+        links = tuple(Element(_link(name)) for name in family.pod_links)
+        yield SetLayout(ruleset.POD_LINKS, _LINKS, links)
 
 
 def _type(*parts: int) -> int:
@@ -95,6 +107,9 @@ def _set(key_type: int, key_bytes: int, flags: int = 0) -> dict[str, Any]:
         "NFTA_SET_KEY_TYPE": key_type,
         "NFTA_SET_KEY_LEN": key_bytes,
     }
+
+
+_LINKS = {**_set(_IFNAME, _IFNAME_BYTES), "NFTA_SET_USERDATA": _NATIVE}
 
 
 def _map(key_type: int, key_bytes: int, data_type: int, data_bytes: int) -> dict[str, Any]:
@@ -124,11 +139,13 @@ def _link(name: str) -> bytes:
 
 def _chains(family: FamilyRules, mark: int) -> Iterator[ChainLayout]:
     version = family.version
+    if family.nodes:
+        yield ChainLayout(ruleset.CHAIN_OVERLAY, tuple(_overlay_rules(family)))
+        rules = tuple(_input_rules(version))
+        yield ChainLayout(ruleset.CHAIN_INPUT, rules, "filter", _INPUT, _RAW)
+    if guards := tuple(_guard_rules(family)):
+        yield ChainLayout(ruleset.CHAIN_GUARD, guards, "filter", _PREROUTING, _RAW)
     if family.host_ports:
-        if version == 4:
-            yield ChainLayout(
-                ruleset.CHAIN_GUARD, tuple(_guard_rules()), "filter", _PREROUTING, _RAW
-            )
         yield ChainLayout(ruleset.CHAIN_HOST_PORTS, tuple(_host_port_rules(version, mark)))
         local = (*ex.to_this_node(), ex.jump(ruleset.CHAIN_HOST_PORTS))
         # No answer from outside gets in to ::1: refused at once, a client takes 127.0.0.1.
@@ -148,15 +165,44 @@ def _chains(family: FamilyRules, mark: int) -> Iterator[ChainLayout]:
 
 _LOOPBACK = b"\x7f"  # 127.0.0.0/8
 _LOOPBACK_6 = bytes(15) + b"\1"  # ::1
+_VETH = b"veth"  # how the links of pods without a bridge begin
 
 
-def _guard_rules() -> Iterator[tuple[Expression, ...]]:
+def _guard_rules(family: FamilyRules) -> Iterator[tuple[Expression, ...]]:
     """127.0.0.0/8 belongs to this node alone, whatever route_localnet lets the kernel route."""
-    for load in (ex.first_byte(is_source=True), ex.first_byte(is_source=False)):
+    if family.host_ports and family.version == 4:
+        for load in (ex.first_byte(is_source=True), ex.first_byte(is_source=False)):
+            yield (
+                *ex.not_from_loopback(),
+                load,
+                ex.compare(_LOOPBACK),
+                ex.drop(),
+            )
+    if family.nodes:
+        yield *ex.to_udp_port_in(ruleset.OVERLAY_PORTS), ex.jump(ruleset.CHAIN_OVERLAY)
+
+
+def _overlay_rules(family: FamilyRules) -> Iterator[tuple[Expression, ...]]:
+    """What would pass for a node's at the next node: a stranger's packet, which this node may
+    masquerade, and a pod's with the source of a node."""
+    is_node = ex.source(family.version), ex.in_set(ruleset.NODES)
+    to_node = ex.destination(family.version), ex.in_set(ruleset.NODES)
+    yield *to_node, is_node[0], ex.in_set(ruleset.NODES, inside=False), ex.drop()
+    if family.pod_links:
+        by_pod = ex.in_link(), ex.in_set(ruleset.POD_LINKS)
+        yield *is_node, *by_pod, *ex.has_no_way_back(), ex.drop()
+    if family.pod_veths:
+        by_pod = ex.in_link(), ex.compare(_VETH)
+        yield *is_node, *by_pod, *ex.has_no_way_back(), ex.drop()
+
+
+def _input_rules(version: int) -> Iterator[tuple[Expression, ...]]:
+    """The overlay takes packets from nodes alone, sent to the addresses that nodes know."""
+    for load in (ex.source(version), ex.destination(version)):
         yield (
-            *ex.not_from_loopback(),
+            *ex.to_udp_port_in(ruleset.OVERLAY_PORTS),
             load,
-            ex.compare(_LOOPBACK),
+            ex.in_set(ruleset.NODES, inside=False),
             ex.drop(),
         )
 

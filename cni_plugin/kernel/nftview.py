@@ -10,7 +10,7 @@ from cni_plugin.kernel import nftmessages as nft
 from cni_plugin.kernel import nftsets
 from cni_plugin.kernel.codec import Entry
 from cni_plugin.kernel.nfnetlink import NetfilterSocket
-from cni_plugin.kernel.nftlayout import TableLayout
+from cni_plugin.kernel.nftlayout import SetLayout, TableLayout
 from cni_plugin.kernel.nftmessages import Attributes, Expression
 from cni_plugin.kernel.nftsets import Element
 from cni_plugin.typed import Any, NamedTuple
@@ -109,18 +109,22 @@ def table(socket: NetfilterSocket, version: int, wanted: TableLayout | None) -> 
             for each, entry in zip(sets, answers, strict=True)
         },
         {
-            each.name: _elements(socket, version, each.name)
+            each.name: _elements(socket, version, each)
             for each, entry in zip(sets, answers, strict=True)
             if each.elements is not None and entry is not None
         },
     )
 
 
-def _elements(socket: NetfilterSocket, version: int, name: str) -> list[Element]:
+def _elements(socket: NetfilterSocket, version: int, layout: SetLayout) -> list[Element]:
     """A set's elements, but for the end of nothing that `nft` puts in front of intervals."""
-    entries = socket.dump(nftsets.dump_elements(version, ruleset.TABLE, name))
+    entries = socket.dump(nftsets.dump_elements(version, ruleset.TABLE, layout.name))
     found = (element for entry in entries for element in nftsets.keys_of(entry))
-    return [each for each in found if any(each.key) or not each.end]
+    elements = [each for each in found if any(each.key) or not each.end]
+    size = layout.attributes["NFTA_SET_KEY_LEN"]
+    if size % 4:  # a message has them filled up to whole words
+        return [each._replace(key=each.key[:size]) for each in elements]
+    return elements
 
 
 def _attributes(entry: Entry | None, names: Iterable[str]) -> dict[str, Any] | None:

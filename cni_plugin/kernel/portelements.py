@@ -44,6 +44,9 @@ def entries_of(record: PortRecord) -> Iterator[Entry]:
             element = Element(port.host_ip.packed + key, data, record.comment)
             yield Entry(port.version, ruleset.HOST_PORTS_IP, element, port)
         if not record.snat:
+            # The key has no address: of two pods with one port on two addresses of the node,
+            # neither is masqueraded when one asks for that. The chains look after the address was
+            # rewritten, and two such pods have to be of two networks' configurations.
             element = Element(key, comment=record.comment)
             yield Entry(port.version, ruleset.UNMASKED_PORTS, element, port)
 
@@ -73,10 +76,13 @@ def removals(entries: Sequence[Entry]) -> list[Message]:
 
 def _grouped(entries: Sequence[Entry]) -> dict[tuple[int, str, bool], list[Element]]:
     groups: dict[tuple[int, str, bool], list[Element]] = {}
+    shared: set[tuple[int, str, bytes]] = set()
     for entry in entries:
-        group = groups.setdefault((entry.version, entry.where, entry.shared), [])
-        if not entry.shared or all(entry.element.key != other.key for other in group):
-            group.append(entry.element)
+        key = entry.version, entry.where, bytes(entry.element.key)
+        if not entry.shared or key not in shared:
+            groups.setdefault((entry.version, entry.where, entry.shared), []).append(entry.element)
+        if entry.shared:
+            shared.add(key)
     return groups
 
 

@@ -148,6 +148,12 @@ def _missing(modules: Sequence[str], said: str) -> str:
     return f"the kernel lacks {which}: load it (modprobe {modules[0]}), or leave bandwidth out"
 
 
+def take_back(route_socket: RouteSocket, name: str, index: int) -> None:
+    """Remove the limits from a link that stays, another plugin's; no-op when it is another now."""
+    if device.exists(route_socket, name) and device.index(route_socket, name) == index:
+        _take_back(route_socket, _Link(index, name, 0), ours=True)
+
+
 def _take_back(route_socket: RouteSocket, host: _Link, ours: bool) -> None:
     """Undo all but the ifb; `ours`: the place for filters as well."""
     batch = [

@@ -8,7 +8,9 @@ whole or absent: it is written under another name and renamed. Names are made of
 
 from __future__ import annotations
 
+import errno as errnos
 import os
+import stat
 from contextlib import suppress
 from socket import AF_UNIX, SOCK_DGRAM, SOL_SOCKET, socket
 
@@ -43,15 +45,20 @@ class StateFolder:
         self.path = f"{FOLDER}/node-{key}/{kind}"
 
     def read(self, name: str) -> bytes | None:
-        """The file's content, None when there is none."""
+        """The file's content, None when there is none. What is no plain file is an error, too."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO does not wait
         try:
-            fd = os.open(f"{self.path}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(f"{self.path}/{name}", flags)
         except FileNotFoundError:
             return None
         except OSError as e:
             raise self._failure(name, e) from e
-        with open(fd, "rb") as file:
-            return file.read(_LARGEST)
+        try:
+            return _read_plain(fd)
+        except OSError as e:
+            raise self._failure(name, e) from e
+        finally:
+            os.close(fd)
 
     def write(self, name: str, data: bytes) -> None:
         """Write the file, whole or not at all; readable by its owner alone."""
@@ -74,6 +81,16 @@ class StateFolder:
                 raise
         except OSError as e:
             raise self._failure(name, e) from e
+
+    def has(self, name: str) -> bool:
+        """Whether there is something of this name, whatever it is."""
+        try:
+            os.lstat(f"{self.path}/{name}")
+        except FileNotFoundError:
+            return False
+        except OSError as e:
+            raise self._failure(name, e) from e
+        return True
 
     def remove(self, name: str) -> bool:
         """Whether there was such a file."""
@@ -104,11 +121,28 @@ class StateFolder:
             raise self._failure("", e) from e
 
     def _failure(self, name: str, error: OSError) -> CniError:
+        forbidden = error.errno in (errnos.EACCES, errnos.EPERM)
+        remedy = f"{FOLDER} must be a folder of root's that can be written, with room in it"
+        if forbidden:
+            remedy = (
+                f"{FOLDER} is root's: run podwire as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN"
+            )
         return CniError(
-            Code.IO_FAILURE,
+            Code.PERMISSION_DENIED if forbidden else Code.IO_FAILURE,
             f"{self.path}/{name}: {error.strerror}",
-            f"{FOLDER} must be a folder of root's that can be written, with room in it",
+            remedy,
         )
+
+
+def _read_plain(fd: int) -> bytes:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise OSError(errnos.EINVAL, "not a plain file")
+    parts: list[bytes] = []
+    size = 0
+    while size < _LARGEST and (part := os.read(fd, 1 << 16)):
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -25,7 +25,9 @@ _CHAINS = (  # those that jump before those that they jump to
     ruleset.CHAIN_OUTPUT,
     ruleset.CHAIN_POSTROUTING,
     ruleset.CHAIN_FORWARD,
+    ruleset.CHAIN_INPUT,
     ruleset.CHAIN_HOST_PORTS,
+    ruleset.CHAIN_OVERLAY,
 )
 
 
@@ -109,14 +111,15 @@ def _set_repairs(wanted: TableLayout, seen: TableState) -> Iterator[Repair]:
 
 
 def _element_changes(version: int, layout: SetLayout, seen: set[Element]) -> tuple[Message, ...]:
-    """What makes the elements right: the difference alone when that is whole intervals, as when
-    a peer comes or goes among thousands; else all anew."""
+    """What makes the elements right: the difference alone, as when a peer comes or goes among
+    thousands; all anew when the difference is not whole intervals."""
     wanted = layout.elements or ()
     if seen == set(wanted):
         return ()
     name = layout.name
-    gone, new = _runs(seen.difference(wanted)), _runs(set(wanted) - seen)
-    if gone is None or new is None or layout.name not in _INTERVALS:
+    ordered = _runs if layout.name in _INTERVALS else sorted
+    gone, new = ordered(seen.difference(wanted)), ordered(set(wanted) - seen)
+    if gone is None or new is None:
         return (
             nftsets.flush_elements(version, TABLE, name),
             *nftsets.add_elements(version, TABLE, name, wanted),

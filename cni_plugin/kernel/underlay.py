@@ -7,7 +7,7 @@ a link of this node: there may be a route to it alone, or a link without a netwo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from errno import EACCES, EHOSTUNREACH, EINVAL, ENETUNREACH
 
 from cni_plugin.crossnode import CrossNode
@@ -37,7 +37,8 @@ class Underlay(NamedTuple):
 
     `link` is 0 when the peers are behind several links; `name` is then the one of most of them.
     `near` is the network of the local address where a link was chosen. `mtu` is the least of the
-    paths to the peers, in bytes. `here` is whether `local` is an address of this machine.
+    paths to the peers, in bytes. `here` is whether `local` is an address of this machine,
+    `cut_off` whether the kernel has no way to any peer now.
     """
 
     local: IPAddress
@@ -46,6 +47,7 @@ class Underlay(NamedTuple):
     near: IPNetwork | None
     mtu: int
     here: bool = True
+    cut_off: bool = False
 
 
 class Ways:
@@ -73,11 +75,26 @@ class Ways:
             self.ask([address])
         return self._known[address]
 
+    def lost(self) -> frozenset[IPAddress]:
+        """Those that were asked for and are not reachable."""
+        return frozenset(address for address, way in self._known.items() if way is None)
+
     def each(self, addresses: Iterable[IPAddress]) -> list[Way]:
         """The ways to those that are reachable."""
         asked = list(addresses)
         self.ask(asked)
         return [way for way in map(self._known.__getitem__, asked) if way is not None]
+
+
+def networks_down(route_socket: RouteSocket, own: Collection[IPAddress]) -> list[IPNetwork]:
+    """The networks of those of a node's addresses whose links are set down: IPv4 keeps them."""
+    found = []
+    for name, address in observe.local_addresses(route_socket):
+        if address.ip in own:
+            link = observe.link(route_socket, name)
+            if link is not None and not link.up:
+                found.append(address.network)
+    return found
 
 
 def _way(route_socket: RouteSocket, address: IPAddress, entry: Any) -> Way:
@@ -131,7 +148,7 @@ def choose(
         raise invalid(_field(cross), name, "expected a link that stays")
     peers = ways.each(to_peers(address.network))
     mtu = path_mtu(route_socket, [way for way in peers if way.link == link.ifindex]) or link.mtu
-    return Underlay(address.ip, link.ifindex, name, address.network, mtu)
+    return Underlay(address.ip, link.ifindex, name, address.network, mtu, cut_off=not peers)
 
 
 def _by_route(route_socket: RouteSocket, own: IPAddress, ways: Ways, peers: list[Way]) -> Underlay:
@@ -140,7 +157,8 @@ def _by_route(route_socket: RouteSocket, own: IPAddress, ways: Ways, peers: list
     for way in peers:
         if not way.local:
             links[way.link] = links.get(way.link, 0) + 1
-    if not links:
+    cut_off = not links
+    if cut_off:
         links[_link_of(route_socket, own)] = 0
     index = max(links, key=links.__getitem__)
     entry = route_socket.get(overlaymessages.get_link_at(index)) if index else None
@@ -149,19 +167,28 @@ def _by_route(route_socket: RouteSocket, own: IPAddress, ways: Ways, peers: list
     only = index if link is not None and len(links) == 1 else 0
     mine = ways.of(own)
     here = mine is not None and mine.local
-    return Underlay(own, only, link.name if link else "", None, mtu, here)
+    return Underlay(own, only, link.name if link else "", None, mtu, here, cut_off)
 
 
 def refuse_elsewhere(route_socket: RouteSocket, carrier: Underlay) -> None:
-    """Raises CniError 7 when the address that peers send to is not this machine's."""
-    if not carrier.here:
+    """Raises CniError when the address that peers send to is not this machine's: 104 while it can't
+    reach a single one of them either, which a missing link explains, else 7."""
+    if carrier.here:
+        return
+    if carrier.cut_off:
         raise CniError(
-            Code.INVALID_CONFIG,
-            f"this node's address {carrier.local} is not on a link of this machine, and the peers"
-            " send the overlay's packets there",
-            "correct the node's first address in the inventory; this machine has"
-            f" {_listed(observe.local_addresses(route_socket))}",
+            Code.KERNEL_REFUSED,
+            f"this node's address {carrier.local} is on no link now, and no peer can be reached: a"
+            " link is down or missing",
+            "bring the link up; what the overlay needs then follows",
         )
+    raise CniError(
+        Code.INVALID_CONFIG,
+        f"this node's address {carrier.local} is not on a link of this machine, and the peers"
+        " send the overlay's packets there",
+        "bring up the link that has it, or correct the node's first address in the inventory; this"
+        f" machine has {_listed(observe.local_addresses(route_socket))}",
+    )
 
 
 def _link_of(route_socket: RouteSocket, own: IPAddress) -> int:

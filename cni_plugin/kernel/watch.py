@@ -9,6 +9,9 @@ Rules:
 - Passing over something that mattered is repaired late (the upkeep looks at all of it every half
   minute); not passing over something that did not costs one look.
 - A socket that overflowed says so as a change.
+- What the agent changes by itself it need not be told. Routes and neighbours come with the number
+  of the socket that made them; forwarding entries don't, and neither does an overflow, so these are
+  passed over while such a change is made, and a moment longer.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from errno import ENOBUFS
+from math import inf
 from socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, SOL_SOCKET, socket
+from time import monotonic
 
 from cni_plugin.datapath import ROUTE_PROTOCOL
 from cni_plugin.drift import MAIN_TABLE
@@ -34,7 +39,7 @@ from cni_plugin.kernel.messages import (
     RTM_NEWROUTE,
     RTN_UNICAST,
 )
-from cni_plugin.kernel.netlink import HEADER
+from cni_plugin.kernel.netlink import HEADER, NetlinkSocket
 
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
@@ -43,6 +48,7 @@ _NFTABLES_GROUP = 7  # NFNLGRP_NFTABLES
 _SO_RCVBUFFORCE = 33
 _ROOM = 4 * 1024 * 1024  # bytes; a burst of thousands of changes
 _RECEIVE = 1 << 17
+_DEAF_S = 0.2
 _AF_UNSPEC, _AF_BRIDGE, _AF_INET6 = 0, 7, 10
 _RTM_NEWNEIGH = 28
 _IFLA_IFNAME, _IFLA_MTU = 3, 4
@@ -68,6 +74,9 @@ Link = tuple[bytes, int, int]
 
 class _Watch:
     """A socket of multicast groups of the namespace that was current at construction."""
+
+    _own_port = 0
+    _deaf_until = 0.0  # by time.monotonic
 
     def __init__(self, protocol: int, groups: tuple[int, ...]) -> None:
         self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol)
@@ -98,11 +107,26 @@ class _Watch:
             except OSError as e:
                 if e.errno != ENOBUFS:
                     raise
-                found.add("too many changes to hear each")
+                if not self.is_deaf():
+                    found.add("too many changes to hear each")
                 continue
-            for kind, body in _messages(data):
-                if word := self.word(kind, body):
+            for kind, body, port in _messages(data):
+                own = port != 0 and port == self._own_port
+                if not own and (word := self.word(kind, body)):
                     found.add(word)
+
+    def pass_over(self, source: NetlinkSocket) -> None:
+        """From now on this socket's changes are our own: see the rules above."""
+        self._own_port = source.port()
+        self._deaf_until = inf
+
+    def listen(self) -> None:
+        """The change has been made."""
+        if self._deaf_until == inf:
+            self._deaf_until = monotonic() + _DEAF_S
+
+    def is_deaf(self) -> bool:
+        return monotonic() < self._deaf_until
 
     def word(self, kind: int, body: bytes) -> str:
         """What a message says that matters; "" for one that does not."""
@@ -154,7 +178,9 @@ class RouteWatch(_Watch):
         return f"an address of {_text(self.links[index][0])} changed"
 
     def _neighbour(self, body: bytes) -> str:
-        index = _NEIGHBOUR.unpack_from(body)[1]
+        family, index, *_ = _NEIGHBOUR.unpack_from(body)
+        if family == _AF_BRIDGE and self.is_deaf():
+            return ""
         overlay = index in self.links and self.links[index][0].startswith(_OVERLAY)
         return "the overlay's entries changed" if overlay else ""
 
@@ -182,14 +208,14 @@ def _route(body: bytes) -> str:
     return "" if protocol == _RTPROT_KERNEL and link_local else "routes changed"
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The messages of a datagram as (type, body)."""
+def _messages(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """The messages of a datagram as (type, body, port of the socket that caused it or 0)."""
     offset = 0
     while offset + HEADER.size <= len(data):
-        length, kind = HEADER.unpack_from(data, offset)[:2]
+        length, kind, _, _, port = HEADER.unpack_from(data, offset)
         if length < HEADER.size:
             return
-        yield kind, data[offset + HEADER.size : offset + length]
+        yield kind, data[offset + HEADER.size : offset + length], port
         offset += (length + 3) & ~3
 
 

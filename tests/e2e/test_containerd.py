@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.support import images, netns, require
+from tests.support.outside import PAGE, Outside
 
 SUBNET = ipaddress.ip_network("10.244.0.0/24")
 PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}}
@@ -47,30 +48,6 @@ def start(machine, go_plugins):
 @pytest.fixture
 def containerd(start, programs):
     return start(programs)
-
-
-def outside(machine):
-    """Give the machine eth0 with 192.168.1.2 and, behind it, a neighbour 192.168.1.9: "outside"."""
-    machine.run("ip", "netns", "add", "outside")
-    veth = ("type", "veth", "peer", "name", "eth0", "netns", "outside")
-    machine.run("ip", "link", "add", "eth0", *veth)
-    machine.run("ip", "addr", "add", "192.168.1.2/24", "dev", "eth0")
-    machine.run("ip", "link", "set", "eth0", "up")
-    inside = ("nsenter", "--net=/run/netns/outside", "ip")
-    machine.run(*inside, "addr", "add", "192.168.1.9/24", "dev", "eth0")
-    machine.run(*inside, "link", "set", "eth0", "up")
-
-
-def http_get(machine, client, address, port):
-    """What an HTTP server answers to the node itself or to the neighbour."""
-    inside = ("nsenter", "--net=/run/netns/outside") if client == "outside" else ()
-    asked = machine.run(
-        *inside,
-        *("busybox", "nc", "-w", "3", address, str(port)),
-        stdin="GET / HTTP/1.0\r\n\r\n",
-        check=False,
-    )
-    return asked.stdout
 
 
 def test_pods_of_a_kubelet(containerd, network, machine, plugins, reservations):
@@ -130,16 +107,15 @@ def test_a_sandbox_removed_while_its_plugin_was_broken(containerd, network, plug
 
 
 def test_a_host_port_by_the_go_portmap_after_podwire(containerd, network, machine, reservations):
-    outside(machine)
+    outside = Outside(machine)
     containerd.configure(network("1.0.0", PORTMAP))
     pod = containerd.cri.run_pod("web", host_ports={18080: 80})
-    page = "mkdir /page && echo hello > /page/index.html && exec httpd -f -p 80 -h /page"
-    pod.start("web", "sh", "-c", page)
-    for client, address in (("node", "10.244.0.1"), ("outside", "192.168.1.2")):
-        netns.wait_until(
-            lambda c=client, a=address: "hello" in http_get(machine, c, a, 18080),
-            what=f"an answer at the host port {address}:18080 for the {client}",
-        )
+    assert pod.start("web", "sleep", "1000").run(*PAGE)[0] == 0
+    netns.wait_until(
+        lambda: "hello" in outside.node_asks(18080, "10.244.0.1"),
+        what="an answer at the bridge's address for the node",
+    )
+    outside.wait_for_answers(18080)
     pod.stop()
     pod.remove()
     assert reservations() == {}

@@ -48,13 +48,16 @@ def test_gc_goes_by_one_key_only(plugin, node, topology, make_conf, absent):
     assert added.result["interfaces"][1]["name"] in node.links()
 
 
-def test_status_tells_that_a_node_is_not_on_a_link(plugin, node, topology, make_conf, tmp_path):
+@pytest.mark.parametrize("backend", ["host-gw", "auto"])
+def test_status_tells_that_a_node_is_not_on_a_link(
+    plugin, node, topology, make_conf, tmp_path, backend
+):
     topology.cable({node: ("192.168.7.2/24",)}, ifname="eth9")
     inventory = tmp_path / "nodes.json"
     peers = [("node-a", "192.168.7.2/24", "10.71.0.0/24"), ("node-b", "172.31.9.9", "10.72.0.0/24")]
     nodes = [{"name": n, "addresses": [a], "podCIDRs": [c]} for n, a, c in peers]
     inventory.write_text(json.dumps({"nodes": nodes}))
-    conf = make_conf(cniVersion="1.1.0", nodes=str(inventory), nodeName="node-a")
+    conf = make_conf(cniVersion="1.1.0", nodes=str(inventory), nodeName="node-a", backend=backend)
     conf["ipam"] = {key: value for key, value in conf["ipam"].items() if key != "ranges"}
     status = plugin.status(conf)
     assert status.code == 50

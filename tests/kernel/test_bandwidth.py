@@ -155,9 +155,21 @@ def test_a_pod_of_another_plugin(plugin, node, sandbox, bridged) -> None:
     assert f"the bandwidth limit on {host} is missing" in error["msg"]
     assert plugin.delete(conf, sandbox, prev=added).ok
     assert ifbs(node) == []
-    assert host in node.links()  # the other plugin's to delete
-    assert delete().ok
+    assert host in node.links()  # the other plugin's to delete, and as it was until then
     assert queues(node) == {}
+    assert "ingress" not in node.run("tc", "qdisc", "show", "dev", host).stdout
+    assert plugin.add(conf, sandbox, prev=made).ok
+    assert plugin.delete(conf, "").ok
+    assert delete().ok
+
+
+def test_gc_takes_the_limits_off_another_plugins_link(plugin, node, sandbox, bridged) -> None:
+    made, delete = bridged
+    conf = {"cniVersion": "1.1.0", "name": "podnet", "type": "podwire", "bandwidth": LIMITS}
+    assert plugin.add(conf, sandbox, prev=made).ok
+    assert plugin.gc(conf, []).ok
+    assert (queues(node), ifbs(node)) == ({}, [])
+    assert delete().ok
 
 
 def test_what_fails_leaves_the_other_plugins_pod_alone(plugin, node, sandbox, bridged) -> None:

@@ -225,6 +225,7 @@ def test_a_reservation_of_the_old_kind(plugin, sandbox, added, tmp_path):
 # --- several nodes ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("way", ["process"], indirect=True)  # an agent puts it back
 @pytest.mark.parametrize("mode", ["bridge", "ptp"])
 def test_a_route_to_another_node_is_missing(make_cluster, podwire, sandbox, mode):
     cluster = make_cluster(2)

@@ -221,6 +221,22 @@ def test_a_chain_that_is_not_at_the_forward_hook_is_left_alone(node):
     assert NOTE not in packetfilter.listing(node)
 
 
+def test_a_table_of_the_family_inet_with_podwire_s_name_is_another_s(node):
+    packetfilter.nft(
+        node,
+        "add table inet podwire",
+        "add chain inet podwire f { type filter hook forward priority 0; policy drop; }",
+    )
+    own = packetfilter.firewall(node)
+    assert own.ensure(RULES) is True
+    assert packetfilter.listing(node, "table inet podwire").count(NOTE) == len(WANTED)
+    assert own.ensure(RULES) is False
+    assert packetfilter.firewall(node).differences(RULES) == []
+    own.remove()
+    assert packetfilter.tables(node) == {("inet", "podwire")}
+    assert NOTE not in packetfilter.listing(node)
+
+
 def test_a_flush_by_the_owner_is_followed(node):
     iptables(node, "-P FORWARD DROP")
     own = packetfilter.firewall(node)
@@ -237,7 +253,7 @@ def test_a_table_that_a_program_has_for_itself_is_left_alone(node):
         owner = NetfilterSocket()
     with owner:
         attrs = [("NFTA_TABLE_NAME", "mine"), ("NFTA_TABLE_FLAGS", 2)]  # NFT_TABLE_F_OWNER
-        table = nftmessages._message("table", 0, 4, attrs, nftmessages.ADD, "add a table")
+        table = nftmessages.request("table", 0, 4, attrs, nftmessages.ADD, "add a table")
         chain = nftmessages.add_chain(4, "mine", "forward", "filter", 2, 0)
         owner.transaction([table, chain, _dropping(chain)])
         shown = packetfilter.listing(node, "table ip mine")
@@ -255,7 +271,7 @@ def _dropping(chain):
         ("NFTA_CHAIN_NAME", "forward"),
         ("NFTA_CHAIN_POLICY", nftmessages.DROP),
     ]
-    return nftmessages._message("chain", 0, 4, attrs, chain.flags, "change a chain")
+    return nftmessages.request("chain", 0, 4, attrs, chain.flags, "change a chain")
 
 
 # --- iptables-legacy ----------------------------------------------------------------------------

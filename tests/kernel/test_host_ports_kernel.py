@@ -2,87 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from ipaddress import ip_address, ip_network
-from typing import Any, NamedTuple
+from ipaddress import ip_address
 
 import pytest
 
-from cni_plugin import hostports
-from cni_plugin.fields import Fields
-from cni_plugin.hostports import PortRecord
+from cni_plugin import portrecord
 from cni_plugin.kernel import conntrack
-from cni_plugin.kernel.firewall import Firewall
-from cni_plugin.kernel.hostports import HostPorts
-from cni_plugin.kernel.netlink import RouteSocket
-from cni_plugin.kernel.nfnetlink import NetfilterSocket
-from cni_plugin.kernel.statefolder import StateFolder, node_key
-from cni_plugin.kernel.sysctl import Sysctls
-from cni_plugin.ruleset import NetworkRules, node_rules
 from cni_plugin.spec import Attachment, CniError
 from tests.support.netns import Namespace, wait_until
+from tests.support.portways import BOTH, SUBNETS, Ways, held, opened, record
 from tests.support.throughports import flows, mapping
-
-SUBNETS = (ip_network("10.244.0.0/24"), ip_network("fd00:10:244::/64"))
-
-
-class Ways(NamedTuple):
-    """The node's host ports, and what they work with."""
-
-    node: Namespace
-    ports: HostPorts
-    folder: StateFolder
-    route_socket: RouteSocket
 
 
 @pytest.fixture
 def ways(node) -> Iterator[Ways]:
-    """On a node with podwire's rules and a bridge. The test is in the node's namespace."""
-    node.run("ip", "link", "add", "cni0", "type", "bridge")
-    with node.entered(), NetfilterSocket() as netfilter, RouteSocket() as route_socket:
-        sysctls = Sysctls()
-        key = node_key()
-        folder = StateFolder(key, "ports")
-        firewall = Firewall(netfilter)
-        firewall.ensure(node_rules([NetworkRules(SUBNETS)]))
-        ports = HostPorts(netfilter, route_socket, folder, sysctls, firewall.transaction)
-        yield Ways(node, ports, folder, route_socket)
-        shutil.rmtree(f"/run/podwire/node-{key}", ignore_errors=True)
-        sysctls.close()
-
-
-def record(
-    *mappings: dict[str, Any], pod: str = "web", number: int = 5, **options: Any
-) -> PortRecord:
-    fields = Fields({"runtimeConfig": {"portMappings": list(mappings)}, **options})
-    addresses = (subnet[number] for subnet in SUBNETS)
-    parsed = hostports.parse(fields)
-    return hostports.record(parsed, "podnet", Attachment(pod, "eth0"), "cni0", addresses)
-
-
-def held(ways: Ways) -> dict[tuple[str, ...], str]:
-    """Who holds which element, by family, map and key."""
-    listed = json.loads(ways.node.run("nft", "-j", "list", "ruleset").stdout)["nftables"]
-    found = {}
-    for entry in listed:
-        kept = entry.get("map") or entry.get("set") or {}
-        if "ports" not in kept.get("name", ""):
-            continue
-        for element in kept.get("elem", []):
-            key = (element[0] if isinstance(element, list) else element)["elem"]
-            words = [str(word) for word in key["val"]["concat"]]
-            found[(kept["family"], kept["name"], *words)] = key["comment"]
-    return found
-
-
-BOTH = {
-    ("ip", "host_ports", "tcp", "8080"): "web eth0 podnet",
-    ("ip6", "host_ports", "tcp", "8080"): "web eth0 podnet",
-}
+    """The test is in the node's namespace."""
+    with opened(node) as made:
+        yield made
 
 
 # --- leftovers ----------------------------------------------------------------------------------
@@ -103,7 +42,7 @@ def test_an_add_that_is_tried_again_finds_its_own_leftovers(ways):
     ways.ports.open(record(mapping(), mapping(8081, ip="192.168.1.2"), snat=False), ExitStack())
     ways.ports.open(record(mapping()), ExitStack())
     assert held(ways) == BOTH
-    assert ways.folder.names() == sorted(["tcp.8080", record().name])
+    assert ways.folder.names() == sorted(["localnet.cni0", "tcp.8080", record().name])
 
 
 def test_elements_of_its_own_without_a_record_are_replaced(ways):
@@ -118,7 +57,7 @@ def test_elements_of_its_own_without_a_record_are_replaced(ways):
 def test_a_record_without_elements_is_closed_like_any_other(ways):
     """Of an ADD that was killed between the two."""
     made = record(mapping())
-    ways.folder.write(made.name, hostports.encode(made))
+    ways.folder.write(made.name, portrecord.encode(made))
     ways.ports.close(made.name)
     assert ways.folder.names() == []
 
@@ -151,12 +90,12 @@ def test_a_broken_record_stands_in_nobodys_way(ways, again):
     assert ways.ports.check(record(mapping(), pod="other")) == []
 
 
-def test_a_port_of_a_broken_record_is_refused_by_the_files_name(ways):
+def test_a_port_of_a_broken_record_is_refused_by_its_element(ways):
     ways.ports.open(record(mapping()), ExitStack())
     ways.folder.write(record().name, b"[]")
-    with pytest.raises(CniError, match=f"{record().name}: not a record of host ports") as caught:
+    with pytest.raises(CniError, match="web eth0 podnet, of which podwire has no record") as caught:
         ways.ports.open(record(mapping(), pod="other"), ExitStack())
-    assert caught.value.code == 5
+    assert caught.value.code == 103
 
 
 def test_a_refused_transaction_leaves_no_record(ways):
@@ -232,7 +171,7 @@ def test_strays_are_those_of_the_network(ways):
     assert ways.ports.strays("othernet", valid) == {}
 
 
-# --- flows on older kernels ---------------------------------------------------------------------
+# --- flows ----------------------------------------------------------------------------------------
 
 
 def send_datagrams(node: Namespace, version: int) -> None:
@@ -257,6 +196,7 @@ def send_datagrams(node: Namespace, version: int) -> None:
         wait_until(arrive, what="all are on their way")
 
 
+@pytest.mark.parametrize("more", [0, 5], ids=["one port", "many ports"])
 @pytest.mark.parametrize("kernel", ["6.11", "5.8", "5.7"])
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize(
@@ -268,7 +208,7 @@ def send_datagrams(node: Namespace, version: int) -> None:
     ],
     ids=["opened", "opened for one address", "closed"],
 )
-def test_each_kernel_forgets_the_same(ways, monkeypatch, kernel, version, ip, closed, left):
+def test_each_kernel_forgets_the_same(ways, monkeypatch, kernel, version, ip, closed, left, more):
     """Where it removes the flows itself, where it lists them, and where it lists all there are."""
     node = ways.node
     for family in ("ip", "ip6"):
@@ -283,10 +223,28 @@ def test_each_kernel_forgets_the_same(ways, monkeypatch, kernel, version, ip, cl
     names = {"192.168.1.2": "here", "fd00:1::2": "here", "10.244.0.5": "pod"}
     names |= {"fd00:10:244::5": "pod", "192.168.1.77": "away", "fd00:1::77": "away"}
     host_ip = {4: "192.168.1.2", 6: "fd00:1::2"}[version] if ip else ("0.0.0.0", "::")[version > 4]
-    ports = record(mapping(53, 53, protocol="udp", ip=host_ip)).ports
+    numbers = [53, *range(60, 60 + more)]
+    asked = [mapping(number, number, protocol="udp", ip=host_ip) for number in numbers]
+    ports = record(*asked).ports
     (conntrack.forget_closed if closed else conntrack.forget_opened)(ways.route_socket, ports)
     found = set()
     for line in flows(node):
         words = dict(word.split("=") for word in reversed(line.split()) if "=" in word)
         found.add(f"{names[str(ip_address(words['dst']))]} {words['dport']}")
     assert found == left
+
+
+@pytest.mark.parametrize("forget", [conntrack.forget_opened, conntrack.forget_closed])
+def test_the_flows_of_many_ports_are_listed_once_for_each_family(ways, monkeypatch, forget):
+    asked = []
+    plain = conntrack.ConntrackSocket.dump
+
+    def dump(self, message, whole=True):
+        asked.append(message.what)
+        return plain(self, message, whole)
+
+    monkeypatch.setattr(conntrack.ConntrackSocket, "dump", dump)
+    numbers = range(1000, 2500)
+    ports = record(*(mapping(each, each, protocol="udp") for each in numbers)).ports
+    forget(ways.route_socket, ports)
+    assert asked == ["list UDP flows"] * 2

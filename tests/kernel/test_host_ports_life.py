@@ -108,6 +108,51 @@ def test_what_does_not_conflict(plugin, node, topology, conf, held, free):
     assert plugin.add(with_ports(conf, free), topology.sandbox("second")).ok
 
 
+def on_second_network(conf):
+    """Another network's configuration; both networks of a container get the same host ports."""
+    ranges = [[{"subnet": "10.245.0.0/24"}], [{"subnet": "fd00:10:245::/64"}]]
+    ipam = {**conf["ipam"], "ranges": ranges}
+    return {**conf, "name": "net2", "bridge": "br-net2", "isDefaultGateway": False, "ipam": ipam}
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_two_networks_of_a_container_with_the_same_ports(
+    plugin, node, outside, sandbox, conf, kind
+):
+    """The first has them; when it goes they lead to the second, for running UDP clients too."""
+    first = with_ports(conf, mapping(protocol=kind))
+    second = on_second_network(first)
+    made = plugin.add(first, sandbox).result
+    made2 = plugin.add(second, sandbox, ifname="eth1").result
+    assert {comment for _, _, comment in elements(node)} == {"pod eth0 podnet"}
+    assert plugin.check(first, sandbox, prev=made).ok
+    assert plugin.check(second, sandbox, ifname="eth1", prev=made2).ok
+    client = closing(caller_at(outside, 4))
+    with listening(sandbox, 4, INNER, kind) as server, client as caller:
+        assert ask(outside, (NODE[4], PORT), server, kind)
+        if kind == "udp":
+            assert send(caller, server)
+        assert plugin.delete(first, sandbox, prev=made).ok
+        assert {comment for _, _, comment in elements(node)} == {"pod eth1 net2"}
+        assert plugin.check(second, sandbox, ifname="eth1", prev=made2).ok
+        sandbox.run("ip", "route", "add", "default", "via", "10.245.0.1")
+        assert ask(outside, (NODE[4], PORT), server, kind)
+        if kind == "udp":
+            assert send(caller, server, timeout=2)
+    assert plugin.delete(second, sandbox, ifname="eth1", prev=made2).ok
+    assert elements(node) == set()
+
+
+def test_the_next_add_puts_back_the_ports_of_two_networks(plugin, node, topology, conf, sandbox):
+    first = with_ports(conf, mapping())
+    assert plugin.add(first, sandbox).ok
+    assert plugin.add(on_second_network(first), sandbox, ifname="eth1").ok
+    before = elements(node)
+    node.run("nft", "flush", "ruleset")
+    assert plugin.add(conf, topology.sandbox("next")).ok
+    assert elements(node) == before == {(f, "host_ports", "pod eth0 podnet") for f in ("ip", "ip6")}
+
+
 def test_of_many_at_once_one_gets_the_port(plugin, node, topology, conf):
     pods = [topology.sandbox(f"pod{number}") for number in range(6)]
     started = [

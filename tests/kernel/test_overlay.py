@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import time
 
 import pytest
 
@@ -218,6 +219,7 @@ def test_no_peer_behind_a_router_no_overlay(split):
 # --- changes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("way", ["process"], indirect=True)  # an agent follows by itself
 def test_auto_follows_the_topology(populated):
     site, pods = populated()
     apart = [shown(node) for node in site.nodes]
@@ -265,6 +267,7 @@ def test_peers_that_go_or_change_leave_nothing_stale(split):
     assert shown(site.nodes[0]) == before
 
 
+@pytest.mark.parametrize("way", ["process"], indirect=True)  # an agent puts it back
 def test_a_device_that_went_comes_back_as_it_was(populated):
     """With the address that the peers know: they need no change."""
     site, pods = populated()
@@ -352,6 +355,118 @@ def test_uninstall_leaves_nothing(split):
     assert node.state() == before
 
 
+# --- a link is down -----------------------------------------------------------------------------
+
+
+def _keeping_addresses(site, number):
+    """The node's eth0 keeps its IPv6 addresses while it is down, as IPv4's do."""
+    site.nodes[number].run("sysctl", "-qw", "net/ipv6/conf/eth0/keep_addr_on_down=1")
+    return site.nodes[number]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_no_way_at_all_is_no_router(split, keeps):
+    """Peers on the link wait for it, the one in the overlay stays there; nothing is built."""
+    site = split()
+    node = _keeping_addresses(site, 0) if keeps else site.nodes[0]
+    sync(site, 0)
+    before = shown(node)
+    node.run("ip", "link", "set", "eth0", "down")
+    with pytest.raises(CniError, match=r"no way to 192\.168\.1\.3 of node node-1 now") as caught:
+        sync(site, 0)
+    assert caught.value.code == Code.KERNEL_REFUSED
+    down = shown(node)
+    assert {key: down[key] for key in ("links", "fdb", "neigh")} == {
+        key: before[key] for key in ("links", "fdb", "neigh")
+    }
+    assert down["routes"] == [line for line in before["routes"] if "pwvx1" in line]
+    node.run("ip", "link", "set", "eth0", "up")
+    if not keeps:
+        node.run("ip", "addr", "add", "fd00:1::2/64", "dev", "eth0", "nodad")
+        node.run("ip", "-6", "route", "add", "default", "via", "fd00:1::1")
+    node.run("ip", "route", "add", "default", "via", "192.168.1.1")
+    sync(site, 0)
+    assert shown(node) == before
+
+
+@pytest.mark.parametrize("backend", ["auto", "host-gw"])
+def test_a_pod_is_refused_while_the_paths_are_down(
+    make_cluster, topology, podwire, untouched, backend
+):
+    """Made now it would have another path's MTU for life; STATUS says the same."""
+    cluster, sandbox = make_cluster(3), topology.sandbox("pod")
+    node, conf = cluster.nodes[0], cluster.conf(0, backend=backend)
+    plugin = podwire.on(node)
+    node.run("ip", "link", "set", "eth0", "down")
+    with untouched(node, sandbox):
+        refused, status = plugin.add(conf, sandbox), plugin.status(conf)
+    assert refused.code == 104
+    assert "no way to 192.168.1.3 of node node-1 nor to 1 other node now" in refused.error["msg"]
+    assert "inventory" not in json.dumps(refused.error)
+    assert (status.code, status.error["msg"]) == (50, refused.error["msg"])
+    node.run("ip", "link", "set", "eth0", "up")
+    node.run("ip", "addr", "add", "fd00:1::2/64", "dev", "eth0", "nodad")
+    assert plugin.add(conf, sandbox).ok
+    assert sandbox.links()["eth0"]["mtu"] == 1500
+    assert "pwvx1" not in node.links()
+    assert len(cluster.owned(0)) == 4
+
+
+def test_a_detour_while_the_link_is_down_is_no_router(make_cluster, topology):
+    """Another link has the default route: the peers don't answer there."""
+    cluster = make_cluster(2, (4,))
+    node = cluster.nodes[0]
+    topology.cable({node: ("192.168.9.2/24",)}, ifname="eth9")
+    node.run("ip", "route", "add", "default", "via", "192.168.9.1")
+    with node.entered(), RouteSocket() as route_socket:
+        joined = clusters.join(str(cluster.path), "", CrossNode(), route_socket)
+        clusters.sync(joined, route_socket)
+        before = cluster.owned(0)
+        node.run("ip", "link", "set", "eth0", "down")
+        with pytest.raises(CniError, match=r"no way to 192\.168\.1\.3 of node node-1 now"):
+            clusters.sync(joined, route_socket)
+        assert "pwvx1" not in node.links()
+        node.run("ip", "link", "set", "eth0", "up")
+        clusters.sync(joined, route_socket)
+    assert cluster.owned(0) == before == {("10.244.1.0/24", "192.168.1.3")}
+
+
+def test_a_peer_without_a_way_holds_up_no_other(split):
+    site = split()
+    sync(site, 0)
+    node = site.nodes[0]
+    node.run("ip", "route", "del", "default")
+    node.run("ip", "-6", "route", "del", "default")
+    site.entries[2]["podCIDRs"] = ["10.244.3.0/24"]
+    more = {"name": "more", "addresses": ["192.168.1.9"], "podCIDRs": ["10.244.9.0/24"]}
+    site.entries.append(more)
+    for entry in site.entries:
+        entry["addresses"] = entry["addresses"][:1]
+    site.write()
+    with pytest.raises(CniError, match=r"no way to 192\.168\.2\.2 of node node-2 now"):
+        sync(site, 0, CrossNode("auto"))
+    assert "10.244.9.0/24 via 192.168.1.9 dev eth0" in shown(node)["routes"]
+
+
+def test_an_address_that_is_gone_with_its_link_is_no_mistake_of_the_inventory(split):
+    site = split((6,))
+    sync(site, 0, CrossNode("vxlan"))
+    node = site.nodes[0]
+    before = shown(node)
+    node.run("ip", "link", "set", "eth0", "down")
+    with site.nodes[0].entered(), RouteSocket() as route_socket:
+        cluster = clusters.join(str(site.path), "node-0", CrossNode("vxlan"), route_socket)
+        with pytest.raises(CniError, match="fd00:1::2 is on no link now") as caught:
+            clusters.sync(cluster, route_socket)
+        assert caught.value.code == Code.KERNEL_REFUSED
+        assert "inventory" not in caught.value.details
+        assert shown(node) == before
+        node.run("ip", "addr", "del", "192.168.1.2/24", "dev", "eth0")
+        with pytest.raises(CniError, match="no link of this machine has an address now") as caught:
+            clusters.join(str(site.path), "", CrossNode("vxlan"), route_socket)
+        assert caught.value.code == Code.KERNEL_REFUSED
+
+
 # --- in the way ---------------------------------------------------------------------------------
 
 
@@ -421,6 +536,25 @@ def test_a_failure_leaves_everything_as_it_was(split, monkeypatch, step):
         monkeypatch.setattr(owner, step, real)
         assert "undoing" not in caught.value.details
         assert (shown(node), node.state()) == before
+
+
+def test_a_pod_with_an_impossible_backend_leaves_the_others_their_overlay(
+    populated, topology, podwire
+):
+    """One pod asks for plain routes where a peer is behind a router: running pods notice nothing,
+    neither at once nor by what an agent does afterwards."""
+    site, pods = populated()
+    node = site.nodes[0]
+    before = shown(node)
+    refused = podwire.on(node).add(site.conf(0, backend="host-gw"), topology.sandbox("late"))
+    assert refused.code == 104
+    assert "undoing" not in refused.error.get("details", "")
+    assert shown(node) == before
+    time.sleep(0.5)  # an agent's next look
+    assert shown(node) == before
+    (sandbox, own), (peer, theirs) = pods[0], pods[2]
+    for mine, address in zip(own, theirs, strict=True):
+        assert probe.tcp(sandbox, peer, address).source == mine
 
 
 # --- which link ---------------------------------------------------------------------------------

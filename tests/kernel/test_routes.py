@@ -97,6 +97,7 @@ def test_routes_carry_podwires_protocol_and_are_made_once(populated, topology, p
     assert routes_of(cluster.nodes[0]) == before
 
 
+@pytest.mark.parametrize("way", ["process"], indirect=True)  # an agent needs no ADD for it
 def test_a_route_that_somebody_removed_comes_back(populated, topology, podwire):
     cluster, _ = populated(2, (4,))
     node, wanted = cluster.nodes[0], cluster.owned(0)
@@ -216,6 +217,7 @@ def test_a_foreign_route_beside_ours_outlives_a_change_of_ours(
     assert not ("via 192.168.1.3 " in shown and "via 192.168.1.33 " in shown)
 
 
+@pytest.mark.parametrize("way", ["process"], indirect=True)  # an agent routes to the others
 @pytest.mark.parametrize("default_route", [False, True])
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_peer_that_is_not_on_the_link(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -144,6 +145,119 @@ def test_a_link_that_bounces_gets_its_routes_back(kept: Callable[..., Kept]) -> 
     node.node.run("ip", "link", "set", "eth0", "up")
     node.node.run("ip", "addr", "replace", "fd00:1::2/64", "dev", "eth0", "nodad")
     node.wait(lambda: node.cluster.owned(0) == before, "the routes")
+
+
+_ADDRESSES = ("192.168.1.2/24", "fd00:1::2/64")
+
+
+class _Watched(threading.Thread):
+    """Whether the overlay's device is there at any time, seen every few milliseconds."""
+
+    def __init__(self, node: Namespace) -> None:
+        super().__init__()
+        self.seen = False
+        self._node, self._ended = node, threading.Event()
+
+    def run(self) -> None:
+        with self._node.entered():
+            while not self._ended.wait(0.005):
+                self.seen = self.seen or "pwvx1" in dict(map(reversed, socket.if_nameindex()))
+
+    def end(self) -> bool:
+        self._ended.set()
+        self.join()
+        return self.seen
+
+
+def _told(agent: Agent) -> list[dict[str, Any]]:
+    return [line for line in agent.log() if line["level"] in ("warning", "error")]
+
+
+@pytest.mark.parametrize("keeps_ipv6", [True, False])
+def test_a_link_that_is_down_for_a_moment_changes_no_path(
+    kept: Callable[..., Kept], topology: Any, podwire_executable: str, keeps_ipv6: bool
+) -> None:
+    """No overlay for peers on the link, no word of sizes, no pod with another size for life."""
+    node = kept()
+    plugin, conf = node.agent.plugin(podwire_executable), node.cluster.conf(0, ipMasq=True)
+    pods = [topology.sandbox(f"pod-{number}") for number in range(12)]
+    before, run = node.world(), node.node.run
+    if keeps_ipv6:
+        run("sysctl", "-qw", "net/ipv6/conf/eth0/keep_addr_on_down=1")
+    watched = _Watched(node.node)
+    watched.start()
+    run("ip", "link", "set", "eth0", "down")
+    until, replies = time.monotonic() + 0.5, []
+    while time.monotonic() < until and len(replies) < 10:
+        replies.append(plugin.add(conf, pods[len(replies)]))
+    time.sleep(max(0, until - time.monotonic()))
+    run("ip", "link", "set", "eth0", "up")
+    if not keeps_ipv6:
+        run("ip", "addr", "add", "fd00:1::2/64", "dev", "eth0", "nodad")
+    node.wait(lambda: node.cluster.owned(0) == before[0], "the routes")
+    node.settle()
+    assert not watched.end()
+    assert node.agent.log("underlay MTU changed") == []
+    assert "inventory" not in json.dumps(_told(node.agent))
+    refused = [reply for reply in replies if not reply.ok]
+    assert refused
+    assert {reply.code for reply in refused} == {104}
+    assert plugin.add(conf, pods[11]).ok
+    for pod in pods:
+        assert pod.links().get("eth0", {}).get("mtu", 1500) == 1500
+
+
+@pytest.mark.parametrize("backend", ["auto", "vxlan", "host-gw"])
+@pytest.mark.parametrize("name", ["node-0", ""], ids=["named", "by address"])
+def test_a_link_that_is_gone_is_told_soberly(
+    kept: Callable[..., Kept], topology: Any, backend: str, name: str
+) -> None:
+    node = kept(cross_node=CrossNode(backend=backend), node_name=name)
+    before, away = node.world(), topology.sandbox("away")
+    node.node.run("ip", "link", "set", "eth0", "netns", away.path)
+    [told] = node.wait(lambda: _told(node.agent), "a line", 2 * _WITHIN_S)
+    time.sleep(1.5)  # it tries again meanwhile
+    assert _told(node.agent) == [told]
+    assert told["code"] == 104
+    assert "inventory" not in told["remedy"]
+    assert "now" in told["error"]
+    away.run("ip", "link", "set", "eth0", "netns", node.node.path)
+    for address in _ADDRESSES:
+        dad = ("nodad",) if ":" in address else ()
+        node.node.run("ip", "addr", "add", address, "dev", "eth0", *dad)
+    node.node.run("ip", "link", "set", "eth0", "up")
+    node.wait(lambda: node.cluster.owned(0) == before[0], "the routes", 2 * _WITHIN_S)
+    # A look in the middle of it tells what is missing then: all that was told is taken back.
+    node.wait(lambda: _all_taken_back(node.agent), "its end", 2 * _WITHIN_S)
+    assert node.agent.log("underlay MTU changed") == []
+
+
+def test_a_sync_with_another_configuration_stays(
+    kept: Callable[..., Kept], podwire_executable: str, tmp_path: Path
+) -> None:
+    """The agent goes by it from then on, and what pods had before is not forgotten."""
+    node = kept(cross_node=_VXLAN)
+    file = tmp_path / "podwire.conf"
+    file.write_text(json.dumps(node.cluster.conf(0, ipMasq=True, backend="auto")))
+    argv = (podwire_executable, "routes", "sync", "--config", str(file))
+    said = node.node.run(*argv).stdout
+    assert "pwvx1" in said
+    lines = len(node.repaired())
+    time.sleep(1.5)  # it looks at the records once a second
+    node.settle()
+    assert "pwvx1" not in node.node.links()
+    assert {gateway for _, gateway in node.cluster.owned(0)} == {
+        *("192.168.1.3", "192.168.1.4", "fd00:1::3", "fd00:1::4")
+    }
+    assert [line for line in node.repaired()[lines:] if "pwvx1" in line] == []
+    [record] = Records(_key(node.node)).all()
+    assert record == node.record._replace(cross_node=CrossNode())
+    assert node.node.run(*argv).stdout.startswith("nothing to do")
+
+
+def _all_taken_back(agent: Agent) -> bool:
+    ended = {line["error"] for line in agent.log("no longer")}
+    return {line["error"] for line in _told(agent)} == ended
 
 
 def _looks(agent: Agent) -> list[str]:

@@ -39,8 +39,9 @@ _MESSAGES = {
     "PodSandboxMetadata": "name 1 string, uid 2 string, namespace 3 string, attempt 4 uint32",
     "PortMapping": "protocol 1 int32, container_port 2 int32, host_port 3 int32, host_ip 4 string",
     "LinuxPodSandboxConfig": "cgroup_parent 1 string",
+    "DNSConfig": "servers 1 string[], searches 2 string[], options 3 string[]",
     "PodSandboxConfig": "metadata 1 PodSandboxMetadata, hostname 2 string, log_directory 3 string,"
-    " port_mappings 5 PortMapping[], labels 6 map, annotations 7 map,"
+    " dns_config 4 DNSConfig, port_mappings 5 PortMapping[], labels 6 map, annotations 7 map,"
     " linux 8 LinuxPodSandboxConfig",
     "RunPodSandboxRequest": "config 1 PodSandboxConfig",
     "RunPodSandboxResponse": "pod_sandbox_id 1 string",
@@ -174,8 +175,13 @@ class Client:
                 return item.status, item.message
         raise AssertionError(f"the runtime has no condition {kind}")
 
-    def run_pod(self, name: str, host_ports: dict[int, int] | None = None) -> Pod:
-        """Run a pod sandbox; `host_ports` maps ports of the node to ports of the pod (TCP)."""
+    def run_pod(
+        self, name: str, host_ports: dict[int, int] | None = None, **more: dict[str, Any]
+    ) -> Pod:
+        """Run a pod sandbox; `host_ports` maps ports of the node to ports of the pod (TCP).
+
+        `more` are further fields of its configuration: annotations, dns_config.
+        """
         config = {
             "metadata": {"name": name, "uid": f"uid-{name}", "namespace": "default"},
             "hostname": name,
@@ -185,6 +191,7 @@ class Client:
                 {"protocol": 0, "container_port": inner, "host_port": outer}
                 for outer, inner in (host_ports or {}).items()
             ],
+            **more,
         }
         return Pod(self, self.call("RunPodSandbox", config=config).pod_sandbox_id, config)
 

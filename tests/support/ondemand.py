@@ -51,9 +51,10 @@ class Agents:
     # --- their files -----------------------------------------------------------------------------
 
     def files(self) -> list[str]:
-        """What an agent has made there. The executable's runtimes are in the same folder."""
+        """What an agent has made there. The executable's runtimes, and what a node remembers, are
+        in the same folder."""
         names = os.listdir(self._folder) if os.path.isdir(self._folder) else []
-        return sorted(name for name in names if not name.startswith("runtime"))
+        return sorted(name for name in names if not name.startswith(("runtime", "node-")))
 
     def text(self, name: str) -> str:
         try:
@@ -127,9 +128,9 @@ def descriptors(pid: int) -> dict[int, str]:
 def foreign(pid: int) -> list[str]:
     """What an agent's descriptors are open on that is not its own."""
     opened = list(descriptors(pid).values())
-    pipes = {target for target in opened if target.startswith("pipe:")}
     procfs = "/"  # one of its own, mounted nowhere
-    own = {*pipes, procfs, "/dev/null"} if len(pipes) == 1 else {procfs, "/dev/null"}
+    # Both ends of the bells that wake its threads; of a pipe of the caller's it would have one.
+    own = {procfs, "/dev/null", *(t for t in opened if t[:5] == "pipe:" and opened.count(t) == 2)}
     return [
         target
         for target in opened

@@ -30,13 +30,15 @@ log_driver = "k8s-file"
 class Podman:
     """`podman` with storage, state and networks of the machine's own, and the test image."""
 
-    def __init__(self, machine: Machine, plugins: PluginFolder, conflist: Config) -> None:
+    def __init__(self, machine: Machine, plugins: PluginFolder, *conflists: Config) -> None:
+        """Each conflist is a network; the default one is called podnet."""
         self._program = require.program("podman")
         require.programs("conmon", "runc", "busybox")
         self._machine = machine
-        conf = os.path.join("cni", "net.d", "10-podwire.conflist")
-        folder = os.path.dirname(machine.write(conf, json.dumps(conflist)))
-        config = _CONFIG.format(bin=plugins.path, conf=folder)
+        for conflist in conflists:
+            conf = os.path.join("cni", "net.d", f"10-{conflist['name']}.conflist")
+            machine.write(conf, json.dumps(conflist))
+        config = _CONFIG.format(bin=plugins.path, conf=machine.path("cni", "net.d"))
         self._env = {
             "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin",
             "HOME": machine.path("data"),
@@ -57,9 +59,9 @@ class Podman:
         common = ("--detach", "--name", name, "--cgroup-parent", self._machine.cgroup)
         return self.call("run", *common, *options, images.BUSYBOX, "sleep", "1000")
 
-    def address(self, name: str) -> str:
+    def address(self, name: str, network: str = "podnet") -> str:
         """The container's IPv4 address as podman reports it."""
         networks = json.loads(
             self.call("inspect", name, "--format", "{{json .NetworkSettings.Networks}}")
         )
-        return networks["podnet"]["IPAddress"]
+        return networks[network]["IPAddress"]

@@ -19,6 +19,8 @@ WANTED = {
     "port of an address, IPv6": _Wanted(6, V6, 53),
     "pod": _Wanted(4, answerer=(V4, 53)),
     "pod, IPv6": _Wanted(6, answerer=(V6, 53)),
+    "all": _Wanted(4),
+    "all, IPv6": _Wanted(6),
 }
 FLOWS = {
     4: Flow("192.168.1.9", "10.244.0.5", 40000, 53, "10.244.0.5", 53, 1 << 31 | 7),

@@ -117,3 +117,19 @@ def test_whatever_it_holds_the_error_is_a_cni_error(keys: dict[str, Any]) -> Non
         assert found.backend in ("auto", "host-gw", "vxlan")
         assert 1 <= found.vni < 2**24
         assert 1 <= found.port < 2**16
+
+
+@pytest.mark.parametrize("pattern", ["(.*)*" * 10 + "Z", "(a+)+b", "((x{2})?)*", ".*" * 7])
+def test_an_expression_that_may_take_for_ever(pattern: str) -> None:
+    with pytest.raises(CniError) as caught:
+        parse(Fields({"nodes": "/n.json", "underlay": {"interfaceRegex": pattern}}))
+    assert caught.value.msg.startswith("underlay.interfaceRegex:")
+    assert "repetitions" in caught.value.msg
+
+
+@pytest.mark.parametrize(
+    "pattern", ["^en", "^(eth|ens|enp).*", "^bond[0-9]+(\\.[0-9]+)?$", "eth[01]"]
+)
+def test_expressions_that_people_use(pattern: str) -> None:
+    conf = parse(Fields({"nodes": "/n.json", "underlay": {"interfaceRegex": pattern}}))
+    assert conf.interface_regex == pattern

@@ -153,3 +153,34 @@ def test_nothing_but_cni_errors(value: Any, reader: str) -> None:
     except CniError as e:
         assert e.code == Code.INVALID_CONFIG
         json.dumps({"msg": e.msg, "details": e.details}).encode()
+
+
+# --- what Go's runtimes write -------------------------------------------------------------------
+
+
+def test_keys_below_runtime_config_are_found_in_any_case() -> None:
+    """As go-cni writes them, which containerd is built on."""
+    fields = Fields(
+        {
+            "RuntimeConfig": {"PortMappings": "not this"},
+            "runtimeConfig": {
+                "portMappings": [{"HostPort": 8080, "containerport": 80, "Protocol": "tcp"}],
+                "bandwidth": {"IngressRate": 10, "ingressRate": 7},
+                "dns": {"Servers": ["10.0.0.10"], "Options": None},
+            },
+        }
+    )
+    runtime = fields.child("runtimeConfig")
+    (mapping,) = runtime.children("portMappings")
+    assert mapping.integer("hostPort", 1, 65535) == 8080
+    assert mapping.integer("containerPort", 1, 65535) == 80
+    assert mapping.text("protocol") == "tcp"
+    assert not mapping.has("hostIP")
+    assert runtime.child("bandwidth").integer("ingressRate", 0, 100) == 7
+    assert runtime.child("dns").texts("servers") == ("10.0.0.10",)
+    assert runtime.child("dns").texts("options") == ()
+
+
+def test_other_keys_are_found_as_they_are_documented() -> None:
+    assert Fields({"IPMasq": True, "mtu": 1400}).flag("ipMasq") is False
+    assert Fields({"ipam": {"Subnet": "10.0.0.0/8"}}).child("ipam").network("subnet") is None

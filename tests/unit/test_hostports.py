@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from ipaddress import IPv4Address, ip_address
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_plugin import hostports
+from cni_plugin import hostports, portrecord
 from cni_plugin.fields import Fields
 from cni_plugin.hostports import HostPort, PortMapping, PortOptions
 from cni_plugin.spec import Attachment, CniError, Code
@@ -100,6 +101,9 @@ def test_an_ipv4_address_written_as_ipv6_is_one() -> None:
         (mapping(hostIP="192.168.1.2/24"), "hostIP"),
         (mapping(hostIP="fe80::1%eth0"), "hostIP"),
         (mapping(hostIP="224.0.0.1"), "hostIP"),
+        (mapping(hostIP="255.255.255.255"), "hostIP"),
+        (mapping(hostIP="fe80::1"), "hostIP"),
+        (mapping(hostIP="::ffff:255.255.255.255"), "hostIP"),
         (mapping(hostIP="::1"), "hostIP"),
         (mapping(hostIP=5), "hostIP"),
     ],
@@ -177,6 +181,42 @@ def test_different_ports_are_not_the_same(one: dict[str, Any], other: dict[str, 
     assert len(parsed(mapping() | one, mapping() | other).mappings) == 2
 
 
+_ALL = ("0.0.0.0", "::")
+_SOME_HOST_IP = st.sampled_from(["", "0.0.0.0", "::", "10.0.0.1", "10.0.0.2", "fd00::1"])
+
+
+@given(st.lists(st.tuples(st.integers(1, 2), _SOME_HOST_IP), max_size=6))
+def test_the_first_of_two_that_overlap_is_named(entries: list[tuple[int, str]]) -> None:
+    """As each mapping is compared with each."""
+
+    def overlap(one: str, other: str) -> bool:
+        if not one or not other:
+            return True
+        same_family = (":" in one) == (":" in other)
+        return same_family and (one == other or one in _ALL or other in _ALL)
+
+    clashes = [
+        (index, earlier)
+        for index, (port, ip) in enumerate(entries)
+        for earlier, (other_port, other) in enumerate(entries[:index])
+        if port == other_port and overlap(ip, other)
+    ]
+    mappings = [mapping(port, hostIP=ip) for port, ip in entries]
+    if not clashes:
+        assert len(parsed(*mappings).mappings) == len(entries)
+        return
+    message = refused(*mappings).msg
+    index, earlier = clashes[0]
+    assert message.startswith(f"runtimeConfig.portMappings[{index}].hostPort: ")
+    assert f"by runtimeConfig.portMappings[{earlier}] already" in message
+
+
+def test_many_mappings_take_a_time_that_grows_with_their_number() -> None:
+    begun = time.process_time()
+    assert len(parsed(*(mapping(port + 1) for port in range(20_000))).mappings) == 20_000
+    assert time.process_time() - begun < 5  # each compared with each: 40 s
+
+
 @given(
     st.dictionaries(
         st.sampled_from(["runtimeConfig", "snat", "markMasqBit"]), strategies.json_values
@@ -210,6 +250,7 @@ def test_no_host_ip_means_the_families_of_the_pod(addresses: tuple[Any, ...]) ->
         ("0.0.0.0", (4, "tcp", None, 8080, V4, 80)),
         ("::", (6, "tcp", None, 8080, V6, 80)),
         ("192.168.1.2", (4, "tcp", ip_address("192.168.1.2"), 8080, V4, 80)),
+        ("169.254.0.9", (4, "tcp", ip_address("169.254.0.9"), 8080, V4, 80)),
         ("127.0.0.1", (4, "tcp", ip_address("127.0.0.1"), 8080, V4, 80)),
         ("fd00::2", (6, "tcp", ip_address("fd00::2"), 8080, V6, 80)),
     ],
@@ -334,10 +375,62 @@ def test_the_link_that_carries_127_0_0_1(options: PortOptions, link: str) -> Non
 )
 def test_what_is_written_is_read(name: str, snat: bool, mappings: list[dict[str, Any]]) -> None:
     made = record(parsed(*mappings, snat=snat), pod=Attachment(name, "eth0"))
-    assert hostports.decode(hostports.encode(made)) == made
+    assert portrecord.decode(portrecord.encode(made), made.name) == made
 
 
 @given(strategies.json_values)
 def test_what_is_no_record(document: Any) -> None:
-    with pytest.raises((ValueError, KeyError, TypeError)):
-        hostports.decode(json.dumps(document).encode())
+    with pytest.raises(ValueError):
+        portrecord.decode(json.dumps(document).encode(), "veth00000000000")
+
+
+SOUND = {
+    "containerID": "web",
+    "ifname": "eth0",
+    "network": "podnet",
+    "localnet": "cni0",
+    "snat": True,
+    "ports": [["tcp", "", 8080, "10.244.0.5", 80]],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("containerID", {}),
+        ("ifname", []),
+        ("network", 5),
+        ("localnet", {"a": 1}),
+        ("localnet", None),
+        ("localnet", "../../all"),
+        ("snat", 1),
+        ("snat", "yes"),
+        ("ports", {}),
+        ("ports", ["tcp"]),
+        ("ports", [["tcp", "", 8080, "10.244.0.5"]]),
+        ("ports", [["tcp", "", 70000, "10.244.0.5", 80]]),
+        ("ports", [["tcp", "", 0, "10.244.0.5", 80]]),
+        ("ports", [["tcp", "", True, "10.244.0.5", 80]]),
+        ("ports", [["tcp", "", "8080", "10.244.0.5", 80]]),
+        ("ports", [["tcp", "", 8080, "10.244.0.5", 65536]]),
+        ("ports", [["foo", "", 8080, "10.244.0.5", 80]]),
+        ("ports", [[[], "", 8080, "10.244.0.5", 80]]),
+        ("ports", [["tcp", "", 8080, 5, 80]]),
+        ("ports", [["tcp", "", 8080, "", 80]]),
+        ("ports", [["tcp", 0, 8080, "10.244.0.5", 80]]),
+        ("ports", [["tcp", "fd00::2", 8080, "10.244.0.5", 80]]),
+        ("containerID", "other"),  # whose file has another name
+    ],
+    ids=str,
+)
+def test_a_record_with_one_thing_wrong(key: str, value: object) -> None:
+    name = record(parsed()).name
+    assert portrecord.decode(json.dumps(SOUND).encode(), name).ports[0].host_port == 8080
+    with pytest.raises(ValueError):
+        portrecord.decode(json.dumps({**SOUND, key: value}).encode(), name)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff{]", b"[" * 200_000, b"9" * 5000])
+def test_what_is_no_json(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        portrecord.decode(data, "veth00000000000")

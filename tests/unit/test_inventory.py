@@ -522,11 +522,18 @@ def test_schema_and_parser_refuse_the_same(document: Any) -> None:
     refused(Code.INVALID_CONFIG, data=json.dumps(document).encode())
 
 
+MADE = {
+    "cniVersion": "1.0.0",
+    "interfaces": [{"name": "eth0", "sandbox": "/n"}],
+    "ips": [{"address": "10.87.0.2/16", "interface": 0}],
+}
+
+
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.conflist")), ids=lambda path: path.name)
 def test_the_templates_are_configurations(path: Path) -> None:
     conflist = json.loads(path.read_text())
-    [plugin] = conflist["plugins"]
-    assert plugin["type"] == "podwire"
+    plugin, *chained = conflist["plugins"]
+    assert {entry["type"] for entry in conflist["plugins"]} == {"podwire"}
     assert conflist["cniVersion"] in conflist["cniVersions"]
     environ = {
         "CNI_COMMAND": "ADD",
@@ -539,3 +546,8 @@ def test_the_templates_are_configurations(path: Path) -> None:
         conf = netconf.parse(skel.parse_request(environ, stdin))
         assert conf.is_default_gateway
         assert conf.nodes in ("", SOURCE)
+        for entry in chained:  # it adds to what the first has made
+            stdin = json.dumps(
+                {**entry, "cniVersion": version, "name": conflist["name"], "prevResult": MADE}
+            ).encode()
+            assert netconf.parse(skel.parse_request(environ, stdin)).chained

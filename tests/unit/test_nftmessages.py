@@ -4,7 +4,7 @@ of all rules; and what is read from replies."""
 from __future__ import annotations
 
 import errno
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -70,7 +70,10 @@ FULL = ruleset.node_rules(
             direct=(ip_network("10.244.0.0/16"), ip_network("fd00::/8")),
             bridge="cni0",
             ingress_policy="same-bridge",
-        )
+            overlay_port=8472,
+            nodes=(ip_address("192.168.1.2"), ip_address("fd00:1::2")),
+        ),
+        ruleset.NetworkRules((ip_network("10.245.0.0/24"),)),
     ]
 )
 TABLES = [nftlayout.table(family, FULL.mark) for family in FULL.families]

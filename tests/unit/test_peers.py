@@ -20,6 +20,7 @@ from ipam.peers import (
     candidates,
     carried,
     desired,
+    kept,
     underlay_address,
     underlay_version,
     vtep_mac,
@@ -109,6 +110,18 @@ def test_pods_of_a_family_that_the_nodes_lack_go_through_the_overlay(lacking: st
 def test_a_family_that_this_node_has_nothing_of_is_left_out() -> None:
     own = node("node-1", "192.168.1.2", "10.244.1.0/24")
     assert plain(found(own, TWO, cross=VXLAN)) == [("10.244.2.0/24", "10.244.2.0", "node-2", True)]
+
+
+def test_a_peer_without_a_way_keeps_its_path() -> None:
+    """The overlay where a route of ours leads through it, else a plain route that waits."""
+    inventory = Inventory(SOURCE, (ONE, TWO, FAR))
+    lost = frozenset((*TWO.addresses, *FAR.addresses))
+    assert kept(inventory, ONE, lost, ()) == dict.fromkeys(lost, DIRECT)
+    before = found(ONE, TWO, FAR).routes
+    words = kept(inventory, ONE, lost, before)
+    assert words == {address: on_link(address) for address in lost}
+    assert kept(inventory, ONE, frozenset(FAR.addresses[:1]), before) == {FAR.addresses[0]: ROUTED}
+    assert kept(inventory, ONE, frozenset(), before) == {}
 
 
 def test_candidates_are_the_first_addresses_of_the_families_in_use() -> None:

@@ -99,6 +99,58 @@ def test_accepted_subnets_are_as_few_as_can_be() -> None:
     assert node_rules(networks).accept == nets("10.0.0.0/23", "fd00:1::/64")
 
 
+NODES = tuple(map(ip_address, ("192.168.1.3", "192.168.1.2", "fd00:1::2")))
+
+
+def overlaid(*subnets: str, **keys) -> NetworkRules:
+    plain = {"host_ports": False, "overlay_port": 8472, "nodes": NODES}
+    return NetworkRules(nets(*subnets), **{**plain, **keys})
+
+
+def test_the_overlay_is_guarded_in_the_families_of_the_nodes() -> None:
+    """Whatever the pods have: a family without pods may carry the overlay."""
+    v4, v6 = node_rules([overlaid("10.1.0.0/24", bridge="br0")]).families
+    assert (v4.version, v6.version) == (4, 6)
+    assert v4.nodes == (int(NODES[1]), int(NODES[0]))
+    assert v6.nodes == (int(NODES[2]),)
+    assert v4.overlay_ports == v6.overlay_ports == (8472,)
+    assert v4.pod_links == v6.pod_links == ("br0",)
+    assert not v4.pod_veths
+    [only] = node_rules([overlaid("fd00:9::/64", nodes=NODES[:2])]).families
+    assert only.version == 4
+
+
+def test_no_overlay_no_guard() -> None:
+    assert node_rules([overlaid("10.1.0.0/24", overlay_port=0)]).families == ()
+    assert node_rules([overlaid("10.1.0.0/24", nodes=())]).families == ()
+    closed = overlaid("10.1.0.0/24", overlay_port=0, bridge="br0", ingress_policy="isolated")
+    [family] = node_rules([closed]).families
+    assert family.nodes == family.overlay_ports == family.pod_links == ()
+    assert not family.pod_veths
+
+
+def test_pods_of_all_networks_are_kept_out_of_all_overlays() -> None:
+    further = ip_address("192.168.1.9")
+    networks = [
+        overlaid("10.1.0.0/24", bridge="br1"),
+        overlaid("10.2.0.0/24", bridge="br0", overlay_port=4789, nodes=(further, NODES[0])),
+        NetworkRules(nets("10.3.0.0/24"), host_ports=False, bridge="br2"),
+        NetworkRules(nets("fd00:3::/64"), host_ports=False),
+    ]
+    v4, v6 = node_rules(networks).families
+    assert v4.nodes == tuple(sorted({int(a) for a in (*NODES[:2], further)}))
+    for family in (v4, v6):
+        assert family.overlay_ports == (4789, 8472)
+        assert family.pod_links == ("br0", "br1", "br2")
+        assert family.pod_veths
+
+
+def test_the_order_of_networks_and_nodes_makes_no_difference() -> None:
+    networks = [overlaid("10.1.0.0/24", bridge="b"), overlaid("10.2.0.0/24", overlay_port=1)]
+    turned = [network._replace(nodes=NODES[::-1]) for network in networks[::-1]]
+    assert node_rules(networks).families == node_rules(turned).families
+
+
 def test_the_mark_is_passed_on() -> None:
     assert node_rules([], mark=0x10).mark == 0x10
 

@@ -21,6 +21,7 @@ from cni_plugin.paths import Changes
 from cni_plugin.records import NetworkRecord, Records
 from cni_plugin.ruleset import NodeRules
 from ipam import routes
+from ipam.inventory import Inventory
 from ipam.routes import NodeRoute
 
 # --- when ---------------------------------------------------------------------------------------
@@ -207,6 +208,9 @@ class _Firewall:
     def generation(self) -> int:
         return self.number
 
+    def legacy_differences(self, rules: NodeRules) -> list[str]:
+        return []
+
     def differences(self, rules: NodeRules) -> list[str]:
         self.looks += 1
         return [] if rules == self.held else ["rules are missing"]
@@ -306,6 +310,7 @@ class _Cluster:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.joins, self.syncs = 0, 0
+        self.inventory = Inventory("", ())
         for name in ("join", "direct", "sync"):
             monkeypatch.setattr(clusters, name, getattr(self, name))
 

@@ -1,0 +1,90 @@
+"""Elements of host ports whose record was lost: somebody emptied the folder of the records.
+
+They lead to whoever gets the pod's address next. Only their comments tell whose they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
+
+from cni_plugin import ruleset
+from cni_plugin.hostports import PROTOCOLS, HostPort, PortRecord
+from cni_plugin.kernel import nftsets
+from cni_plugin.kernel.nfnetlink import NetfilterSocket
+from cni_plugin.kernel.nftsets import Element
+from cni_plugin.kernel.portelements import MAPS, Entry, entries_of
+from cni_plugin.kernel.portrecords import PortRecords
+from cni_plugin.spec import Attachment
+
+
+def find(
+    netfilter: NetfilterSocket, records: PortRecords, network: str, valid: frozenset[Attachment]
+) -> list[Entry]:
+    """Those of the network's attachments that are not valid: 10 ms where there are 1,000 elements.
+
+    With the lock of the records in hand it is right; without it a pod that comes or goes may be
+    among them.
+    """
+    present = [
+        entry
+        for version in (4, 6)
+        for name in MAPS
+        for entry in _meant(
+            version,
+            name,
+            nftsets.decode_elements(
+                netfilter.dump(nftsets.dump_elements(version, ruleset.TABLE, name))
+            ),
+        )
+    ]
+    if not present:
+        return []
+    return _without_record(present, records.everything().values(), network, valid)
+
+
+def _meant(version: int, where: str, elements: Iterable[Element]) -> Iterator[Entry]:
+    """Elements of the kernel with what they mean: the way back from `entries_of`."""
+    names = {number: name for name, number in PROTOCOLS.items()}
+    for element in elements:
+        at = len(element.key) - 8  # behind the node's address
+        protocol = names.get(element.key[at])
+        if protocol is None:
+            continue  # nobody's that podwire knows
+        data = bytes(element.data)
+        port = HostPort(
+            version=version,
+            protocol=protocol,
+            host_ip=ip_address(bytes(element.key[:at])) if at else None,
+            host_port=int.from_bytes(element.key[at + 4 : at + 6]),
+            pod=ip_address(data[:-4] or bytes(4 if version == 4 else 16)),
+            container_port=int.from_bytes(data[-4:-2]),
+        )
+        yield Entry(version, where, element, port)
+
+
+def _without_record(
+    present: Iterable[Entry],
+    records: Iterable[PortRecord],
+    network: str,
+    valid: Iterable[Attachment],
+) -> list[Entry]:
+    """Those elements that no record has and whose comment is of an attachment of the network that
+    is not valid.
+
+    One with a long comment, which is closed with a hash, does not tell its network, and is left to
+    `HostPorts.restore`.
+    """
+    known = {
+        (entry.version, entry.where, bytes(entry.element.key))
+        for record in records
+        for entry in entries_of(record)
+    }
+    alive = {PortRecord(each, network, "", True, ()).comment for each in valid}
+    return [
+        entry
+        for entry in present
+        if (entry.version, entry.where, bytes(entry.element.key)) not in known
+        and entry.element.comment not in alive
+        and entry.element.comment.split(" ")[2:] == [network]
+    ]
