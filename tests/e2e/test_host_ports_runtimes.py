@@ -74,7 +74,8 @@ def test_a_host_port_of_a_pod(containerd, network, machine, outside, left):
     assert shell.run(*PAGE)[0] == 0
     outside.wait_for_answers(18080)
     assert left()["elements"] == ["host_ports"]
-    assert len(left()["records"]) == 2  # who holds the port, and the port's own
+    # Who holds the port, the port's own, and the link that carries packets of 127.0.0.1.
+    assert len(left()["records"]) == 3
     pod.stop()
     assert outside.asks(18080) == ""
     pod.remove()
