@@ -26,8 +26,8 @@ UNMASKED_PORTS = "unmasked_ports"  # set: protocol . port of mappings with snat 
 CLOSED = "closed"  # set of links: bridges whose pods the pods of other closed bridges don't reach
 WITHIN = "within"  # set: link . link, the same one twice, of closed bridges open in themselves
 NODES = "nodes"  # set of addresses: the cluster's nodes, this one among them
-OVERLAY_PORTS = "overlay_ports"  # set of UDP ports: where the overlay listens, on every node
-POD_LINKS = "pod_links"  # set of links: bridges with pods
+OVERLAY_PORTS = "overlay_ports"  # set of UDP ports: where overlays listen, where there are several
+POD_LINKS = "pod_links"  # set of links: bridges with pods, where there are several
 
 CHAIN_GUARD = "guard"
 CHAIN_OVERLAY = "overlay"
@@ -63,7 +63,8 @@ class NetworkRules(NamedTuple):
     `subnets` are those of this node's pods; `direct` are further destinations that see a pod's
     own address; `bridge` is "" without one. `host_ports` False: no pod of it ever maps ports.
     `overlay_port` is the UDP port where the overlay may listen, 0 for no overlay; `nodes` are the
-    addresses of the cluster's nodes, this one's among them, as far as they are known.
+    addresses of the cluster's nodes, this one's among them, as far as they are known; `own` are
+    those of this node, () while that can't be told.
     """
 
     subnets: tuple[IPNetwork, ...]
@@ -75,6 +76,7 @@ class NetworkRules(NamedTuple):
     host_ports: bool = True
     overlay_port: int = 0
     nodes: tuple[IPAddress, ...] = ()
+    own: tuple[IPAddress, ...] = ()
 
 
 class FamilyRules(NamedTuple):
@@ -82,6 +84,7 @@ class FamilyRules(NamedTuple):
 
     `nodes` are addresses as numbers; without them there is no overlay in this family, and the rest
     is empty too. `pod_links` are bridges, `pod_veths` is whether pods have links of their own.
+    `own` are those of the nodes' addresses that are this node's.
     """
 
     version: int
@@ -95,6 +98,13 @@ class FamilyRules(NamedTuple):
     overlay_ports: tuple[int, ...] = ()
     pod_links: tuple[str, ...] = ()
     pod_veths: bool = False
+    own: tuple[int, ...] = ()
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether packets to other nodes' overlays have to be looked at: where sources change,
+        a pod's may leave with a node's."""
+        return bool(self.nodes) and (self.host_ports or bool(self.masquerade))
 
 
 class NodeRules(NamedTuple):
@@ -141,7 +151,20 @@ def _family_rules(version: int, networks: tuple[NetworkRules, ...]) -> FamilyRul
         overlay_ports=tuple(sorted({n.overlay_port for n in overlays if nodes})),
         pod_links=tuple(sorted({n.bridge for n in networks if n.bridge and nodes})),
         pod_veths=bool(nodes) and any(not n.bridge for n in networks),
+        own=_own(overlays, version) if nodes else (),
     )
+
+
+def _own(overlays: Iterable[NetworkRules], version: int) -> tuple[int, ...]:
+    """This node's addresses in all inventories; () while one of them does not tell its own."""
+    found: set[int] = set()
+    for network in overlays:
+        if any(a.version == version for a in network.nodes):
+            here = {int(a) for a in network.own if a.version == version}
+            if not here:
+                return ()
+            found |= here
+    return tuple(sorted(found))
 
 
 def _subnets(networks: Iterable[NetworkRules]) -> Iterator[IPNetwork]:

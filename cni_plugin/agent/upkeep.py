@@ -32,6 +32,7 @@ from cni_plugin.spec import CniError
 
 THREAD = "upkeep"
 _FILES_S = 1.0
+_GATHER_S = 0.02  # each wake-up in the midst of an ADD makes that wait for Python's lock
 _NAMED = 4  # reasons of a look that are named one by one
 _RULES = "nftables changed"
 _INVENTORY = "an inventory changed"
@@ -104,7 +105,7 @@ class Upkeep:
         while True:
             pause = min(schedule.due(), files_at) - monotonic()
             ready = {fd for fd, _ in poll.poll(max(0, pause) * 1000)}
-            if self._bell in ready:
+            if self._bell in ready or (ready and self._rings_within(_GATHER_S)):
                 return
             if routes.fileno() in ready:
                 for reason in routes.changes():
@@ -119,6 +120,9 @@ class Upkeep:
                     schedule.note(reason, monotonic())
             if reasons := schedule.take(monotonic()):
                 schedule.looked(monotonic(), *self._look_safely(reasons))
+
+    def _rings_within(self, seconds: float) -> bool:
+        return bool(select.select([self._bell], [], [], seconds)[0])
 
     def _look_safely(self, reasons: tuple[str, ...]) -> tuple[bool, bool]:
         """As `_look`; a mistake of ours is logged as one, and the next look may do without it."""

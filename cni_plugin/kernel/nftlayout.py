@@ -83,12 +83,14 @@ def _sets(family: FamilyRules) -> Iterator[SetLayout]:
 
 
 def _overlay_sets(family: FamilyRules) -> Iterator[SetLayout]:
+    """A rule names what is there once: a look into a set costs each packet more."""
     size = _ADDRESS_BYTES[family.version]
     nodes = tuple(Element(number.to_bytes(size, "big")) for number in family.nodes)
-    ports = tuple(Element(port.to_bytes(2, "big")) for port in family.overlay_ports)
     yield SetLayout(ruleset.NODES, _set(_ADDRESS[family.version], size), nodes)
-    yield SetLayout(ruleset.OVERLAY_PORTS, _set(_INET_SERVICE, 2), ports)
-    if family.pod_links:
+    if len(family.overlay_ports) > 1:
+        ports = tuple(Element(_port(port)) for port in family.overlay_ports)
+        yield SetLayout(ruleset.OVERLAY_PORTS, _set(_INET_SERVICE, 2), ports)
+    if len(family.pod_links) > 1:
         links = tuple(Element(_link(name)) for name in family.pod_links)
         yield SetLayout(ruleset.POD_LINKS, _LINKS, links)
 
@@ -130,6 +132,10 @@ def _intervals(version: int, ranges: tuple[Range, ...]) -> Iterator[Element]:
             yield Element((last + 1).to_bytes(size, "big"), end=True)
 
 
+def _port(number: int) -> bytes:
+    return number.to_bytes(2, "big")
+
+
 def _link(name: str) -> bytes:
     return name.encode().ljust(_IFNAME_BYTES, b"\0")
 
@@ -140,9 +146,10 @@ def _link(name: str) -> bytes:
 def _chains(family: FamilyRules, mark: int) -> Iterator[ChainLayout]:
     version = family.version
     if family.nodes:
-        yield ChainLayout(ruleset.CHAIN_OVERLAY, tuple(_overlay_rules(family)))
-        rules = tuple(_input_rules(version))
+        rules = tuple(_input_rules(family))
         yield ChainLayout(ruleset.CHAIN_INPUT, rules, "filter", _INPUT, _RAW)
+    if family.is_guarded:
+        yield ChainLayout(ruleset.CHAIN_OVERLAY, tuple(_overlay_rules(family)))
     if guards := tuple(_guard_rules(family)):
         yield ChainLayout(ruleset.CHAIN_GUARD, guards, "filter", _PREROUTING, _RAW)
     if family.host_ports:
@@ -165,7 +172,14 @@ def _chains(family: FamilyRules, mark: int) -> Iterator[ChainLayout]:
 
 _LOOPBACK = b"\x7f"  # 127.0.0.0/8
 _LOOPBACK_6 = bytes(15) + b"\1"  # ::1
+_UDP = b"\x11"
 _VETH = b"veth"  # how the links of pods without a bridge begin
+# fib daddr . iif type local: the address is one of the link that the packet came in by. At hook
+# input all kernels can tell this; that the way back leads there, only those from Linux 5.17 on.
+_TO_ADDRESS_OF_IN_LINK: tuple[Expression, ...] = (
+    ("fib", (("NFTA_FIB_DREG", 1), ("NFTA_FIB_RESULT", 3), ("NFTA_FIB_FLAGS", 0x2 | 0x8))),
+    ex.compare((2).to_bytes(4, byteorder)),  # RTN_LOCAL
+)
 
 
 def _guard_rules(family: FamilyRules) -> Iterator[tuple[Expression, ...]]:
@@ -178,33 +192,65 @@ def _guard_rules(family: FamilyRules) -> Iterator[tuple[Expression, ...]]:
                 ex.compare(_LOOPBACK),
                 ex.drop(),
             )
-    if family.nodes:
-        yield *ex.to_udp_port_in(ruleset.OVERLAY_PORTS), ex.jump(ruleset.CHAIN_OVERLAY)
+    if family.is_guarded:
+        # What is sent to this node meets chain `input`: here it costs one comparison.
+        others: tuple[Expression, ...] = ()
+        if len(family.own) == 1:
+            own = ex.compare(_own_address(family), equal=False)
+            others = ex.destination(family.version), own
+        yield *_to_overlay_port(family), *others, ex.jump(ruleset.CHAIN_OVERLAY)
 
 
 def _overlay_rules(family: FamilyRules) -> Iterator[tuple[Expression, ...]]:
     """What would pass for a node's at the next node: a stranger's packet, which this node may
     masquerade, and a pod's with the source of a node."""
-    is_node = ex.source(family.version), ex.in_set(ruleset.NODES)
     to_node = ex.destination(family.version), ex.in_set(ruleset.NODES)
-    yield *to_node, is_node[0], ex.in_set(ruleset.NODES, inside=False), ex.drop()
-    if family.pod_links:
-        by_pod = ex.in_link(), ex.in_set(ruleset.POD_LINKS)
-        yield *is_node, *by_pod, *ex.has_no_way_back(), ex.drop()
+    yield *_by_other_links(family), *_from_node(family), ex.accept()
+    yield *_from_node(family), *ex.has_no_way_back(), ex.drop()
+    yield *to_node, *_from_node(family, inside=False), ex.drop()
+
+
+def _input_rules(family: FamilyRules) -> Iterator[tuple[Expression, ...]]:
+    """The overlay takes packets from nodes alone, sent to the addresses that nodes know. By a link
+    that pods send by, they have to be sent to that link's own address."""
+    at_port = tuple(_to_overlay_port(family))
+    by_node = *at_port, *_to_own(family), *_from_node(family)
+    yield *by_node, *_by_other_links(family), ex.accept()
+    yield *by_node, *_TO_ADDRESS_OF_IN_LINK, ex.accept()
+    yield *at_port, ex.drop()
+
+
+def _to_overlay_port(family: FamilyRules) -> Iterator[Expression]:
+    if len(family.overlay_ports) > 1:
+        yield from ex.to_udp_port_in(ruleset.OVERLAY_PORTS)
+    else:
+        yield from (ex.protocol(), ex.compare(_UDP))
+        yield from (ex.destination_port(), ex.compare(_port(family.overlay_ports[0])))
+
+
+def _to_own(family: FamilyRules) -> Iterator[Expression]:
+    """At hook input, where all packets are sent to this node, all nodes' addresses say the same."""
+    yield ex.destination(family.version)
+    yield ex.compare(_own_address(family)) if len(family.own) == 1 else ex.in_set(ruleset.NODES)
+
+
+def _own_address(family: FamilyRules) -> bytes:
+    return family.own[0].to_bytes(_ADDRESS_BYTES[family.version], "big")
+
+
+def _from_node(family: FamilyRules, inside: bool = True) -> Iterator[Expression]:
+    yield ex.source(family.version)
+    yield ex.in_set(ruleset.NODES, inside)
+
+
+def _by_other_links(family: FamilyRules) -> Iterator[Expression]:
+    """By none that pods send by."""
     if family.pod_veths:
-        by_pod = ex.in_link(), ex.compare(_VETH)
-        yield *is_node, *by_pod, *ex.has_no_way_back(), ex.drop()
-
-
-def _input_rules(version: int) -> Iterator[tuple[Expression, ...]]:
-    """The overlay takes packets from nodes alone, sent to the addresses that nodes know."""
-    for load in (ex.source(version), ex.destination(version)):
-        yield (
-            *ex.to_udp_port_in(ruleset.OVERLAY_PORTS),
-            load,
-            ex.in_set(ruleset.NODES, inside=False),
-            ex.drop(),
-        )
+        yield from (ex.in_link(), ex.compare(_VETH, equal=False))
+    if len(family.pod_links) > 1:
+        yield from (ex.in_link(), ex.in_set(ruleset.POD_LINKS, inside=False))
+    elif family.pod_links:
+        yield from (ex.in_link(), ex.compare(_link(family.pod_links[0]), equal=False))
 
 
 def _host_port_rules(version: int, mark: int) -> Iterator[tuple[Expression, ...]]:

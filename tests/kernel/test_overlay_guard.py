@@ -95,8 +95,10 @@ def send(sender, source, destination, version, payload):
 
 @pytest.fixture
 def make(topology, tmp_path, podwire):
-    def made(versions=DUAL, **options):
+    def made(versions=DUAL, prepare=None, **options):
         split = Split(topology, tmp_path, versions)
+        if prepare:
+            prepare(split)
         for node in split.nodes:  # a pod's forged source is not the kernel's matter here
             for name in ("all", "default"):
                 node.run("sysctl", "-qw", f"net/ipv4/conf/{name}/rp_filter=0")
@@ -113,19 +115,23 @@ def family_listing(node, family):
 def unguarded(site, number=0):
     """Take the guard away: what is then delivered was stopped by it alone."""
     node = site.split.nodes[number]
-    guarded = [f for f in ("ip", "ip6") if "chain overlay" in family_listing(node, f)]
+    guarded = 0
+    for family in ("ip", "ip6"):
+        shown = family_listing(node, family)
+        for chain in ("input", "overlay"):
+            if f"chain {chain} " in shown:
+                node.run("nft", f"flush chain {family} podwire {chain}")
+                guarded += 1
     assert guarded
-    for version in guarded:
-        node.run("nft", f"flush chain {version} podwire input")
-        node.run("nft", f"flush chain {version} podwire overlay")
 
 
+@pytest.mark.parametrize("masquerade", [False, True])
 @pytest.mark.parametrize("version", DUAL)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("disguise", ["own", "peer", "this node"])
-def test_a_pod_gets_nothing_into_its_node_s_overlay(make, version, mode, disguise):
+def test_a_pod_gets_nothing_into_its_node_s_overlay(make, version, mode, disguise, masquerade):
     # The device listens in the family of the nodes' addresses alone.
-    site = make((version,), mode=mode)
+    site = make((version,), mode=mode, ipMasq=masquerade)
     sender, destination = site.pods[0], site.host(0, version)
     source = {"own": "", "peer": site.host(1, version), "this node": site.host(0, version)}[
         disguise
@@ -152,19 +158,34 @@ def test_isolation_holds(make):
     assert not site.arrives(site.pods[0], site.host(2, 4), site.host(0, 4))
 
 
-@pytest.mark.parametrize("masquerade", [False, True])
 @pytest.mark.parametrize("disguised", [False, True])
-def test_a_pod_gets_nothing_into_a_peer_s_overlay(make, masquerade, disguised):
-    """Neither as itself, nor masqueraded, nor with a node's source: the first node stops it, and
-    the second where it can tell."""
-    site = make((4,), ipMasq=masquerade)
+def test_a_pod_gets_nothing_into_a_peer_s_overlay(make, disguised):
+    """Neither masqueraded nor with a node's source: the first node stops it, and the second could
+    not tell."""
+    site = make((4,), ipMasq=True)
     sender, own = site.pods[1], site.split.nodes[1]
     source = site.host(2, 4) if disguised else ""
     assert not site.arrives(sender, source, site.host(0, 4))
     own.run("nft", "flush chain ip podwire overlay")
-    assert site.arrives(sender, source, site.host(0, 4)) is disguised
+    assert site.arrives(sender, source, site.host(0, 4)) is disguised  # else it is in `direct`
     unguarded(site)
     assert site.arrives(sender, source, site.host(0, 4))
+
+
+@pytest.mark.parametrize("disguised", [False, True])
+def test_a_peer_can_tell_a_pod_that_shows_its_own_address(make, disguised):
+    """Without masquerading the first node looks at nothing that passes through; what a pod gains by
+    a node's source is what it can send without the overlay as well."""
+    site = make((4,))
+    sender, target = site.pods[1], site.pods[3]
+    source = site.host(2, 4) if disguised else ""
+    assert site.arrives(sender, source, site.host(0, 4)) is disguised
+    with target.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
+        sink.bind((site.addresses[3][0], DEFAULT_PORT))
+        sink.settimeout(2)
+        send(sender, "10.244.2.9", site.addresses[3][0], 4, FORGED)
+        data, (shown, _) = sink.recvfrom(100)
+    assert (data, shown) == (FORGED, "10.244.2.9")
 
 
 def test_an_address_that_no_node_knows_is_no_way_round_by_masquerade(make):
@@ -206,6 +227,51 @@ def test_a_node_whose_own_link_is_called_veth(make):
     for peer in (1, 2):
         assert probe.udp(site.pods[peer], site.pods[3], site.addresses[3][0]).data
     assert not site.arrives(site.pods[0], site.host(1, 4), site.host(0, 4))
+
+
+@pytest.mark.parametrize("masquerade", [False, True])
+def test_a_node_whose_own_link_is_a_port_of_a_pods_bridge(make, topology, masquerade):
+    """Peers' packets come in by a bridge with pods, which has the node's address."""
+
+    def join(split):
+        split.nodes[0].run("ip", "link", "add", "lan0", "up", "type", "bridge")
+        commands = ("addr flush dev eth0", "link set eth0 master lan0")
+        more = ("addr add 192.168.1.2/24 dev lan0", "route replace default via 192.168.1.1")
+        for command in (*commands, *more):
+            split.nodes[0].run("ip", *command.split())
+
+    site = make((4,), prepare=join, ipMasq=masquerade)
+    lan = site.split.conf(0, name="lan", bridge="lan0", isGateway=False)
+    del lan["nodes"]
+    lan["ipam"] = {**lan["ipam"], "subnet": "192.168.1.0/24", "rangeStart": "192.168.1.200"}
+    pod = topology.sandbox("lan")
+    assert site.podwire.on(site.split.nodes[0]).add(lan, pod).ok
+    assert '"lan0"' in packetfilter.listing(site.split.nodes[0], "set ip podwire pod_links")
+    for peer in (1, 2):
+        assert probe.udp(site.pods[peer], site.pods[3], site.addresses[3][0]).data
+        assert probe.udp(site.pods[3], site.pods[peer], site.addresses[peer][0]).data
+    for sender in (site.pods[0], pod, site.split.routers[0]):
+        assert not site.arrives(sender, "", site.host(0, 4))
+    assert not site.arrives(site.pods[0], site.host(1, 4), site.host(0, 4))
+
+
+def test_a_node_with_several_addresses(make):
+    """Each of them is one that nodes know, and no other."""
+
+    def grow(split):
+        split.nodes[0].run("ip", "addr", "add", "192.168.1.22/24", "dev", "eth0")
+        split.nodes[0].run("ip", "addr", "add", "192.168.1.33/24", "dev", "eth0")
+        split.entries[0]["addresses"].append("192.168.1.22")
+        split.write()
+
+    site = make((4,), prepare=grow)
+    shown = packetfilter.listing(site.split.nodes[0], "table ip podwire")
+    assert "udp dport 8472 ip daddr @nodes ip saddr @nodes" in shown
+    peer, stranger = site.split.nodes[1], site.split.routers[0]
+    for address, known in (("192.168.1.2", True), ("192.168.1.22", True), ("192.168.1.33", False)):
+        assert site.arrives(peer, "", address) is known
+        assert not site.arrives(stranger, "", address)
+        assert not site.arrives(site.pods[0], site.host(1, 4), address)
 
 
 def test_a_new_node_is_let_in(make, topology):
@@ -283,47 +349,110 @@ def test_it_holds_with_br_netfilter(make):
 # --- what is in the kernel ----------------------------------------------------------------------
 
 
-SHOWN = {
-    4: (
-        "ip daddr @nodes ip saddr != @nodes drop",
-        "ip saddr @nodes iifname @pod_links fib saddr . iif oif 0 drop",
-        "udp dport @overlay_ports ip saddr != @nodes drop",
-        "udp dport @overlay_ports ip daddr != @nodes drop",
-        "udp dport @overlay_ports jump overlay",
-        "elements = { 192.168.1.2, 192.168.1.3 }",
-        "elements = { 8472 }",
-    ),
-    6: (
-        "ip6 daddr @nodes ip6 saddr != @nodes drop",
-        "ip6 saddr @nodes iifname @pod_links fib saddr . iif oif 0 drop",
-        "udp dport @overlay_ports ip6 saddr != @nodes drop",
-        "udp dport @overlay_ports ip6 daddr != @nodes drop",
-        "udp dport @overlay_ports jump overlay",
-    ),
+INPUT = {
+    4: """\
+        type filter hook input priority raw; policy accept;
+        udp dport 8472 ip daddr 192.168.1.2 ip saddr @nodes iifname != "cni0" accept
+        udp dport 8472 ip daddr 192.168.1.2 ip saddr @nodes fib daddr . iif type local accept
+        udp dport 8472 drop
+""",
+    6: """\
+        type filter hook input priority raw; policy accept;
+        udp dport 8472 ip6 daddr fd00:1::2 ip6 saddr @nodes iifname != "cni0" accept
+        udp dport 8472 ip6 daddr fd00:1::2 ip6 saddr @nodes fib daddr . iif type local accept
+        udp dport 8472 drop
+""",
 }
+GUARD = """\
+        type filter hook prerouting priority raw; policy accept;
+        udp dport 8472 ip daddr != 192.168.1.2 jump overlay
+"""
+OVERLAY = """\
+        iifname != "cni0" ip saddr @nodes accept
+        ip saddr @nodes fib saddr . iif oif 0 drop
+        ip daddr @nodes ip saddr != @nodes drop
+"""
 
 
+def chain(node, family, name):
+    """The lines of a chain, as nft shows them; "" when it is not there."""
+    shown = family_listing(node, family)
+    return shown.partition(f"chain {name} {{\n")[2].partition("\t}\n")[0].replace("\t", "    ")
+
+
+@pytest.mark.parametrize("masquerade", [False, True])
 @pytest.mark.parametrize("backend", ["auto", "vxlan", "host-gw"])
-def test_what_nft_shows(make_cluster, topology, podwire, backend):
+def test_what_nft_shows(make_cluster, topology, podwire, backend, masquerade):
+    """A chain that all packets pass, prerouting's, is there with masquerading alone."""
     cluster = make_cluster(2)
     node = cluster.nodes[0]
-    conf = cluster.conf(0, backend=backend)
+    conf = cluster.conf(0, backend=backend, ipMasq=masquerade)
     assert podwire.on(node).add(conf, topology.sandbox("pod")).ok
-    shown = {4: family_listing(node, "ip"), 6: family_listing(node, "ip6")}
-    for version, lines in SHOWN.items():
-        for line in lines:
-            assert (line in shown[version]) is (backend != "host-gw"), line
-    assert '"veth*"' not in shown[4]
+    guarded = backend != "host-gw"
+    for version, family in ((4, "ip"), (6, "ip6")):
+        assert chain(node, family, "input") == (INPUT[version] if guarded else "")
+        assert ("set nodes {" in family_listing(node, family)) is guarded
+        for name in ("overlay", "guard"):
+            assert bool(chain(node, family, name)) is (guarded and masquerade)
+    if guarded:
+        assert "{ 192.168.1.2, 192.168.1.3 " in nodes_of(family_listing(node, "ip"))
+    if guarded and masquerade:
+        assert chain(node, "ip", "overlay") == OVERLAY
+        assert chain(node, "ip", "guard") == GUARD
+    assert "set pod_links" not in packetfilter.listing(node)
+    assert "set overlay_ports" not in packetfilter.listing(node)
 
 
 def test_the_rules_of_pods_with_links_of_their_own(make):
     site = make((4,), mode="ptp", vxlan={"port": 4789})
-    shown = packetfilter.listing(site.split.nodes[0], "table ip podwire")
-    assert 'ip saddr @nodes iifname "veth*" fib saddr . iif oif 0 drop' in shown
-    assert "elements = { 4789 }" in shown
-    assert "pod_links" not in shown
+    node = site.split.nodes[0]
+    assert 'udp dport 4789 ip daddr 192.168.1.2 ip saddr @nodes iifname != "veth*" accept' in (
+        chain(node, "ip", "input")
+    )
+    assert "pod_links" not in packetfilter.listing(node)
     # No node has an IPv6 address: nothing listens there.
-    assert "overlay" not in family_listing(site.split.nodes[0], "ip6")
+    assert "udp" not in family_listing(node, "ip6")
+
+
+def test_further_networks_change_the_form_of_the_rules(make, topology):
+    """From one bridge, one port, no masquerading to several, step by step: each in one
+    transaction, and what a flush took is put back in the same form."""
+    site = make((4,))
+    node, host = site.split.nodes[0], site.podwire.on(site.split.nodes[0])
+
+    def add(name, subnet, **keys):
+        conf = {**site.split.conf(0, name=name, bridge=name), **keys}
+        conf["ipam"] = {**conf["ipam"], "subnet": subnet}
+        if "backend" not in keys:
+            del conf["nodes"]
+        before = generation_of(node)
+        assert host.add(conf, topology.sandbox(name)).ok
+        assert generation_of(node) == before + 1
+
+    assert chain(node, "ip", "input") == INPUT[4]
+    add("plain0", "10.98.0.0/24")
+    several = INPUT[4].replace('iifname != "cni0"', "iifname != @pod_links")
+    assert chain(node, "ip", "input") == several
+    assert '"cni0",' in packetfilter.listing(node, "set ip podwire pod_links")
+    add("masked0", "10.97.0.0/24", ipMasq=True)
+    assert chain(node, "ip", "input") == several
+    assert chain(node, "ip", "guard") == GUARD
+    assert chain(node, "ip", "overlay") == OVERLAY.replace('"cni0"', "@pod_links")
+    site.split.entries[0]["podCIDRs"].append("10.244.9.0/24")
+    site.split.write()
+    further = {"backend": "vxlan", "vxlan": {"port": 4789, "vni": 2}}
+    add("further0", "10.244.9.0/24", **further)
+    at_ports = "udp dport @overlay_ports"
+    assert chain(node, "ip", "input") == several.replace("udp dport 8472", at_ports)
+    assert chain(node, "ip", "guard") == GUARD.replace("udp dport 8472", at_ports)
+    whole = packetfilter.listing(node)
+    for name in ("guard", "overlay", "input"):
+        node.run("nft", f"flush chain ip podwire {name}")
+    site.add(0, topology.sandbox("again"))
+    assert sorted(packetfilter.listing(node).split()) == sorted(whole.split())
+    for source in ("", site.host(1, 4)):
+        assert not site.arrives(site.pods[0], source, site.host(0, 4))
+    assert probe.udp(site.pods[2], site.pods[3], site.addresses[3][0]).data
 
 
 HARM = (
@@ -332,14 +461,14 @@ HARM = (
     "flush chain ip podwire input",
     "flush set ip6 podwire nodes",
     "add element ip podwire nodes { 192.168.1.99 }",
-    "delete element ip podwire overlay_ports { 8472 }",
-    "flush set ip podwire pod_links",
+    "flush chain ip podwire guard; flush chain ip podwire overlay; delete chain ip podwire overlay",
+    "insert rule ip podwire input udp dport 8472 accept",
     "flush ruleset",
 )
 
 
 def test_a_second_pod_changes_nothing_and_a_flush_is_made_good(make, topology):
-    site = make()
+    site = make(ipMasq=True)
     node = site.split.nodes[0]
     before = packetfilter.listing(node)
     generation = generation_of(node)
@@ -356,8 +485,10 @@ def generation_of(node):
     return packetfilter.firewall(node)._socket.generation()
 
 
-def test_a_saved_ruleset_can_be_loaded_again(make, topology):
-    site = make()
+@pytest.mark.parametrize("masquerade", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_saved_ruleset_can_be_loaded_again(make, topology, mode, masquerade):
+    site = make(mode=mode, ipMasq=masquerade)
     node = site.split.nodes[0]
     before = node.run("nft", "list", "ruleset").stdout
     node.run("nft", "-f", "-", stdin=f"flush ruleset\n{before}")

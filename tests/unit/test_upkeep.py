@@ -21,7 +21,7 @@ from cni_plugin.paths import Changes
 from cni_plugin.records import NetworkRecord, Records
 from cni_plugin.ruleset import NodeRules
 from ipam import routes
-from ipam.inventory import Inventory
+from ipam.inventory import Inventory, Node
 from ipam.routes import NodeRoute
 
 # --- when ---------------------------------------------------------------------------------------
@@ -311,6 +311,7 @@ class _Cluster:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.joins, self.syncs = 0, 0
         self.inventory = Inventory("", ())
+        self.own = Node("node-0", ())
         for name in ("join", "direct", "sync"):
             monkeypatch.setattr(clusters, name, getattr(self, name))
 
