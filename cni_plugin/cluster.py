@@ -16,7 +16,7 @@ from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.nodelock import node_lock
 from cni_plugin.kernel.routetable import KernelRouteTable
 from cni_plugin.paths import Changes, State, Survey
-from cni_plugin.spec import CniError, Code, IPInterface, IPNetwork
+from cni_plugin.spec import CniError, Code, IPAddress, IPInterface, IPNetwork
 from cni_plugin.typed import NamedTuple
 from ipam import inventory as inventories
 from ipam import overlaps, routes
@@ -53,12 +53,19 @@ class Mtus(NamedTuple):
 # --- which nodes there are ----------------------------------------------------------------------
 
 
-def join(path: str, node_name: str, cross: CrossNode, route_socket: RouteSocket) -> Cluster:
+def join(
+    path: str,
+    node_name: str,
+    cross: CrossNode,
+    route_socket: RouteSocket,
+    known: Inventory | None = None,
+) -> Cluster:
     """Read the inventory at `path`, find this node in it, refuse subnets that overlap.
 
-    Raises CniError: 5 and 7 for the file, 106 for an overlap.
+    `known` is what the file holds, if the caller knows it. Raises CniError: 5 and 7 for the file,
+    106 for an overlap.
     """
-    known = inventories.load(path)
+    known = known or inventories.load(path)
     local: LocalAddresses = ()
     named = [node for node in known.nodes if node.name == node_name]
     if not (named and named[0].networks):  # then the inventory says all; a dump can be long
@@ -127,8 +134,16 @@ def direct(cluster: Cluster) -> tuple[IPNetwork, ...]:
     found: list[IPNetwork] = []
     for node in cluster.inventory.nodes:
         found += node.pod_cidrs
-        found += [ip_network(address) for address in node.addresses]
+        found += [ip_network(address) for address in reached_at(node)]
     return tuple(found)
+
+
+def reached_at(node: Node) -> tuple[IPAddress, ...]:
+    """All addresses that others reach the node at, by plain packets or the overlay's."""
+    overlay = node.overlay_address
+    if overlay is None or overlay in node.addresses:
+        return node.addresses
+    return (*node.addresses, overlay)
 
 
 # --- the paths to their pods --------------------------------------------------------------------

@@ -25,6 +25,7 @@ from cni_plugin.typed import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from cni_plugin.cluster import Cluster
     from cni_plugin.paths import Changes
+    from ipam.inventory import Inventory
 
 PORTS = "ports"  # the kind of state that holds the records of host ports
 _SETTLED_NS = 20_000_000  # as in records: a file's time may stand still for so long
@@ -41,8 +42,18 @@ def stamp(path: str) -> Stamp:
         status = os.stat(path)
     except OSError:
         return ()
-    if time_ns() - status.st_ctime_ns < _SETTLED_NS:
+    return () if time_ns() - status.st_ctime_ns < _SETTLED_NS else _stamped(status)
+
+
+def exact_stamp(path: str) -> Stamp:
+    """The stamp of a file that only this process writes; () when it is not there."""
+    try:
+        return _stamped(os.stat(path))
+    except OSError:
         return ()
+
+
+def _stamped(status: os.stat_result) -> Stamp:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
@@ -78,8 +89,9 @@ class Memory:
     threads count as one only makes somebody look once more. `epoch` moves when something happened
     to links, addresses, routes or the overlay; it counts while `watched`, which says that somebody
     listens to the kernel and moves it. `keep_peers`, where set, makes the paths to the peers right
-    with what it remembers of them. A `brief` one is of a process that serves one call: an
-    inventory is read once.
+    with what it remembers of them. `written` are inventories that this process wrote itself, by
+    their paths: nobody has to read them again. A `brief` one is of a process that serves one call:
+    an inventory is read once.
     """
 
     def __init__(self, brief: bool = False) -> None:
@@ -95,6 +107,7 @@ class Memory:
         self.mtus: dict[Way, tuple[Stamp, int, int]] = {}
         self.synced: dict[Way, tuple[Stamp, int]] = {}
         self.saved: dict[str, tuple[IPNetwork, ...]] = {}
+        self.written: dict[str, tuple[Stamp, Inventory]] = {}
         self.keep_peers: Callable[[Fabric, NetworkRecord], Changes] | None = None
 
     def happened(self) -> None:
@@ -186,6 +199,13 @@ def cluster_of(fabric: Fabric, record: NetworkRecord) -> Cluster:
     from cni_plugin import cluster as clusters
 
     epoch = memory.epoch
-    cluster = clusters.join(record.nodes, record.node_name, record.cross_node, fabric.route_socket)
+    written, known = memory.written.get(record.nodes, ((), None))
+    cluster = clusters.join(
+        record.nodes,
+        record.node_name,
+        record.cross_node,
+        fabric.route_socket,
+        known if written and written == exact_stamp(record.nodes) else None,
+    )
     memory.joined[way] = Joined(mark, epoch, cluster)
     return cluster

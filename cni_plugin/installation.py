@@ -2,8 +2,8 @@
 
 Rules:
 - What appears is whole: it is written under another name in the same folder, and renamed.
-- What is ours can be told from the file itself: an executable by its trailer, a conflist by being
-  exactly what `conflist` writes. Nothing else is replaced or removed, an edited conflist included.
+- What is ours can be told from the file itself: an executable by its trailer, a conflist as
+  `conflists` tells. Nothing else is replaced or removed, an edited conflist included.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Sequence
-from contextlib import suppress
-from json import dumps, loads
-from typing import Any
 
-from cni_plugin import runtimes
+from cni_plugin import conflists, runtimes, wholefiles
 from cni_plugin.agent import lock, readiness
 from cni_plugin.spec import CniError, Code
 
 NAME = "podwire"
 IPAM_NAME = "podwire-ipam"
-CONFLIST = "10-podwire.conflist"
+CONFLIST = conflists.NAME
 _TRAILER_BYTES = 56
 _MAGIC = b"podwire\x01"  # both as in launcher/archive.py, which no wheel has
 _CHUNK = 1 << 20
@@ -79,38 +76,11 @@ def _same_content(source: str, path: str) -> bool:
 
 def _copy(source: str, path: str) -> None:
     with open(source, "rb") as file:
-        _write(path, 0o755, iter(lambda: file.read(_CHUNK), b""))
-
-
-def _write(path: str, mode: int, parts: Any) -> None:
-    """A file of these parts, under another name until it is whole."""
-    partial = _partial(path)
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with open(os.open(partial, flags, 0o600), "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(partial)
-        raise
-
-
-def _partial(path: str) -> str:
-    """The name a file has until it is whole; what a killed process left under it goes."""
-    folder, name = os.path.split(path)
-    partial = os.path.join(folder, f".{name}.new")
-    with suppress(FileNotFoundError):
-        os.unlink(partial)
-    return partial
+        wholefiles.write(path, 0o755, iter(lambda: file.read(_CHUNK), b""))
 
 
 def _link(path: str, ipam: str) -> None:
-    partial = _partial(ipam)
+    partial = wholefiles.partial_name(ipam)
     try:
         os.link(path, partial)
     except OSError:  # a file system without hard links
@@ -123,7 +93,7 @@ def remove_executable(bin_dir: str) -> tuple[list[str], list[str]]:
     removed, kept = [], []
     for name in (IPAM_NAME, NAME):  # the link first: it may be a symbolic one
         path = os.path.join(bin_dir, name)
-        _partial(path)
+        wholefiles.partial_name(path)
         if not os.path.lexists(path):
             continue
         if is_executable_of_ours(path):
@@ -139,86 +109,31 @@ def remove_executable(bin_dir: str) -> tuple[list[str], list[str]]:
 
 def conflist(subnets: Sequence[str], nodes: str) -> str:
     """The configuration of a node: with an inventory of nodes, or with the node's own subnets."""
-    ipam: dict[str, Any] = {"type": "host-local"}
-    plugin: dict[str, Any] = {
-        "type": NAME,
-        "bridge": "cni0",
-        "hairpinMode": True,
-        "ipMasq": True,
-        "capabilities": {"portMappings": True, "bandwidth": True},
-    }
-    if nodes:
-        plugin["nodes"] = nodes
-    else:
-        plugin["isDefaultGateway"] = True
-        ipam["ranges"] = [[{"subnet": subnet}] for subnet in subnets]
-    document = {
-        "cniVersion": "1.0.0",
-        "cniVersions": ["1.0.0", "1.1.0"],
-        "name": NAME,
-        "plugins": [plugin | {"ipam": ipam}],
-    }
-    return dumps(document, indent=2) + "\n"
-
-
-def is_conflist_of_ours(text: str) -> bool:
-    """Whether `conflist` has written exactly this."""
-    try:
-        plugin = loads(text)["plugins"][0]
-        ranges = plugin["ipam"].get("ranges", [])
-        subnets = [one["subnet"] for (one,) in ranges]
-        return conflist(subnets, plugin.get("nodes", "")) == text
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return False
+    return conflists.plain(subnets, nodes)
 
 
 def place_conflist(conf_dir: str, text: str) -> bool:
     """Write the conflist unless it is there already; whether something changed.
 
-    Raises CniError 5 for a file of that name that `conflist` has not written, or that was edited.
+    Raises CniError 5 for a file of that name that podwire has not written, or that was edited.
     """
-    path = os.path.join(conf_dir, CONFLIST)
-    refuse_edited(path)
-    if _text(path) == text:
-        return False
-    _write(path, 0o644, [text.encode()])
-    return True
+    return conflists.place(conf_dir, text, CONFLIST)
 
 
 def refuse_edited(path: str) -> None:
-    found = _text(path)
-    if found is not None and not is_conflist_of_ours(found):
-        raise CniError(
-            Code.IO_FAILURE,
-            f"{path} exists and is not as `podwire install` writes it",
-            "edit that file, or move it away first",
-        )
+    """Raises CniError 5 as `place_conflist`."""
+    conflists.refuse_foreign(path)
 
 
 def has_conflist(conf_dir: str) -> bool:
-    """Whether there is one that `conflist` has written, or somebody who edited it."""
-    return _text(os.path.join(conf_dir, CONFLIST)) is not None
+    """Whether there is one that podwire has written, or somebody who edited it."""
+    return os.path.exists(os.path.join(conf_dir, CONFLIST))
 
 
 def remove_conflist(conf_dir: str) -> bool | None:
-    """Remove the conflist; False when there is none, None when it is kept as it is not ours."""
-    path = os.path.join(conf_dir, CONFLIST)
-    _partial(path)
-    text = _text(path)
-    if text is None:
-        return False
-    if not is_conflist_of_ours(text):
-        return None
-    os.unlink(path)
-    return True
-
-
-def _text(path: str) -> str | None:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
+    """Remove the conflist, be it an agent's; False when there is none, None when it is kept as it
+    is not ours."""
+    return conflists.remove(conf_dir, CONFLIST)
 
 
 # --- what podwire makes at run time -----------------------------------------------------------
@@ -269,6 +184,11 @@ def remove_folder(folder: str) -> bool:
     except OSError:  # it holds something else, or was never there
         return False
     return True
+
+
+def _text(path: str) -> str | None:
+    data = wholefiles.read(path)
+    return None if data is None else data.decode("utf-8", "replace")
 
 
 def _names(folder: str) -> list[str]:

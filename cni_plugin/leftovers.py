@@ -11,8 +11,10 @@ import os
 import re
 import stat
 
+from cni_plugin import apiserver
 from cni_plugin.agent import lock, readiness
 from cni_plugin.kernel import nodelock
+from cni_plugin.sources import INVENTORY, LEASE
 
 _UNFINISHED = re.compile(r"\.podwire-\d+")  # a socket that was bound and not yet renamed
 _LOG_BEGINS = (b"time=", b'{"time"')
@@ -29,6 +31,17 @@ def agent_files(socket: str) -> list[str]:
     removed += [path for path in readies if (_begins(path) or b"-").strip().isdigit()]
     logs = (f"{base}.log", f"{base}.log.1")
     removed += [path for path in logs if (_begins(path) or b"-").startswith(_LOG_BEGINS)]
+    for path in removed:
+        os.unlink(path)
+    return removed
+
+
+def cluster_files(
+    note: str = apiserver.NOTE, inventory: str = INVENTORY, lease: str = LEASE
+) -> list[str]:
+    """Remove what an agent was told of its cluster; the paths."""
+    known = {note: b"http", inventory: b'{"nodes"', lease: b"{"}
+    removed = [path for path, start in known.items() if (_begins(path) or b"").startswith(start)]
     for path in removed:
         os.unlink(path)
     return removed

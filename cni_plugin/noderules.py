@@ -56,6 +56,7 @@ def _rules(fabric: Fabric, records: Sequence[NetworkRecord]) -> tuple[NodeRules,
                 record.host_ports,
                 port,
                 known.nodes if port else (),
+                known.own if port else (),
             )
         )
     return node_rules(networks, 1 << _mark_bit(fabric, records)), complete
@@ -77,11 +78,12 @@ def overlay_port(record: NetworkRecord) -> int:
 
 
 class _Known(NamedTuple):
-    """What an inventory says that rules need: destinations that are never masqueraded, and the
-    addresses of all nodes."""
+    """What an inventory says that rules need: destinations that are never masqueraded, the
+    addresses of all nodes, and this node's, which nobody remembers for it."""
 
     direct: tuple[IPNetwork, ...] = ()
     nodes: tuple[IPAddress, ...] = ()
+    own: tuple[IPAddress, ...] = ()
 
 
 def _known(fabric: Fabric, record: NetworkRecord) -> tuple[_Known, bool]:
@@ -95,8 +97,10 @@ def _known(fabric: Fabric, record: NetworkRecord) -> tuple[_Known, bool]:
         cluster = cluster_of(fabric, record)
     except CniError:
         return _decoded(saved.read(record.network)), False
-    nodes = tuple(address for node in cluster.inventory.nodes for address in node.addresses)
-    found = _Known(tuple(clusters.direct(cluster)), nodes)
+    nodes = tuple(
+        address for node in cluster.inventory.nodes for address in clusters.reached_at(node)
+    )
+    found = _Known(tuple(clusters.direct(cluster)), nodes, clusters.reached_at(cluster.own))
     if fabric.memory.saved.get(record.network) != found.direct:  # it holds the nodes as well
         data = _encoded(found)
         if saved.read(record.network) != data:
@@ -106,7 +110,8 @@ def _known(fabric: Fabric, record: NetworkRecord) -> tuple[_Known, bool]:
 
 
 def _encoded(known: _Known) -> bytes:
-    return dumps({key: list(map(str, value)) for key, value in known._asdict().items()}).encode()
+    document = {"direct": known.direct, "nodes": known.nodes}
+    return dumps({key: list(map(str, value)) for key, value in document.items()}).encode()
 
 
 def _decoded(data: bytes | None) -> _Known:

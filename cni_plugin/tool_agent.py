@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import click
 
+from cni_plugin import tool_follow
 from cni_plugin.agent import log
 from cni_plugin.client import DEFAULT_SOCKET, SOCKET_VARIABLE
 
@@ -45,6 +47,7 @@ from cni_plugin.client import DEFAULT_SOCKET, SOCKET_VARIABLE
 )
 @click.option("--log-file", default="", metavar="PATH", help="Log there instead of to stderr.")
 @click.option("--lock-fd", type=int, default=-1, hidden=True, help="The socket's lock, if held.")
+@tool_follow.options
 def agent(
     path: str,
     workers: int,
@@ -53,11 +56,15 @@ def agent(
     log_format: str,
     log_file: str,
     lock_fd: int,
+    **cluster: Any,
 ) -> None:
     """Serve the plugin's calls: faster than a process each, and with the same results.
 
     The agent keeps nothing that is lost with it: it may be killed and started at any time.
     SIGTERM and SIGINT let it finish what has begun.
+
+    With --kubernetes or --etcd it makes this node a part of a cluster: it keeps the routes and the
+    overlay to the other nodes, and writes the network configuration when pods can come.
     """
     from cni_plugin.agent.life import live
     from cni_plugin.agent.listener import Listener
@@ -65,4 +72,5 @@ def agent(
 
     os.umask(0o022)
     logger = log.opened(log_level, log_format, log_file)
-    live(Listener(path, lock_fd), logger, Options(workers=workers, idle_s=idle))
+    follow = tool_follow.following(logger, cluster)
+    live(Listener(path, lock_fd), logger, Options(workers=workers, idle_s=idle, follow=follow))

@@ -10,7 +10,15 @@ from ipaddress import ip_network
 
 import click
 
-from cni_plugin import executable, installation, leftovers, madefolders, runtimes, tool_conf
+from cni_plugin import (
+    apiserver,
+    executable,
+    installation,
+    leftovers,
+    madefolders,
+    runtimes,
+    tool_conf,
+)
 from cni_plugin.client import DEFAULT_SOCKET, SOCKET_VARIABLE
 from cni_plugin.kernel import privileges
 from cni_plugin.kernel.netlink import RouteSocket
@@ -47,7 +55,21 @@ _BIN_DIR = click.option(
     help="The pods' addresses of this node; once for IPv4, once for IPv6.",
 )
 @click.option("--nodes", metavar="FILE", default="", help="The inventory of all nodes.")
-def install(bin_dir: str, conf_dir: str | None, subnets: Sequence[str], nodes: str) -> None:
+@click.option(
+    "--note-api-server",
+    "kubeconfigs",
+    metavar="KUBECONFIG",
+    multiple=True,
+    help="Note the API server that this file of the node's kubelet names, for the agent; of several"
+    " the first one that is there.",
+)
+def install(
+    bin_dir: str,
+    conf_dir: str | None,
+    subnets: Sequence[str],
+    nodes: str,
+    kubeconfigs: Sequence[str],
+) -> None:
     """Put this executable into a node's folder of plugins, as podwire and podwire-ipam.
 
     Each file appears at once and whole, in place of an older version as well. Again, it changes
@@ -84,7 +106,22 @@ def install(bin_dir: str, conf_dir: str | None, subnets: Sequence[str], nodes: s
             written = installation.place_conflist(conf_dir, text)
             path = os.path.join(conf_dir, installation.CONFLIST)
             click.echo(f"{path}: {'written' if written else 'as it was'}")
+    if kubeconfigs:
+        _note_api_server(kubeconfigs)
     click.echo(f"{os.path.dirname(sys.executable)}: the runtime, unpacked")
+
+
+def _note_api_server(kubeconfigs: Sequence[str]) -> None:
+    url = apiserver.note(kubeconfigs)
+    if url:
+        click.echo(f"{apiserver.NOTE}: {url}")
+        return
+    missing = ", ".join(kubeconfigs)
+    click.echo(
+        f"{apiserver.NOTE}: not written, there is no {missing}: without --api-server the agent goes"
+        " by the Service kubernetes, which has to work before pods have a network",
+        err=True,
+    )
 
 
 @click.command()
@@ -115,6 +152,7 @@ def uninstall(bin_dir: str, conf_dir: str | None, socket: str, force: bool) -> N
             click.echo(f"{path}: kept, runtimes go on using it (--conf-dir {tool_conf.CONF_DIR})")
         removed, kept = installation.remove_executable(bin_dir)
         removed += leftovers.agent_files(socket) + leftovers.node_locks()
+        removed += leftovers.cluster_files()
         folders = _runtime_folders()
         _release_own_runtime()
         for folder in folders:

@@ -5,48 +5,30 @@ A JSON file, the same on every node, for clusters without an API that assigns po
     {"nodes": [{"name": "node-1", "addresses": ["192.168.1.2/24"], "podCIDRs": ["10.244.0.0/24"]}]}
 
 Rules of this module:
-- `load` does the only I/O; everything else is a function of its arguments.
+- `load` and `write` do the only I/O; everything else is a function of its arguments.
 - An unknown key is an error, since `podCIDR` for `podCIDRs` would quietly leave a node without
   routes. Keys that begin with "_" are comments.
 - It says what is wrong and changes nothing: the routes are made in `ipam.routes`.
+- What an entry says of its node is read by `ipam.nodes`.
 - Whether pod subnets overlap is the matter of `ipam.overlaps`.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Collection, Sequence
+from errno import EACCES, EPERM
 from json import loads
 
-from cni_plugin.fields import (
-    Fields,
-    as_address,
-    as_interface,
-    as_network,
-    as_object,
-    invalid,
-    shown,
-)
-from cni_plugin.spec import CniError, Code, IPAddress, IPNetwork
+from cni_plugin.fields import Fields, as_object, invalid, shown
+from cni_plugin.spec import CniError, Code, IPAddress
 from cni_plugin.typed import NamedTuple, NoReturn
-from ipam import ranges
+from ipam import nodes as entries
+from ipam.nodes import Node as Node
 
 MAX_INVENTORY_BYTES = 8 * 1024 * 1024  # some 50,000 nodes
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,252}")  # Kubernetes' rule, a little wider
-_NODE_KEYS = ("name", "addresses", "podCIDRs")
 _NAMES_LISTED = 8
-
-
-class Node(NamedTuple):
-    """One node: its name, its own addresses, the networks they lie in where the prefix is known,
-    and the subnets of its pods."""
-
-    name: str
-    addresses: tuple[IPAddress, ...]
-    networks: tuple[IPNetwork, ...] = ()
-    pod_cidrs: tuple[IPNetwork, ...] = ()
 
 
 class Inventory(NamedTuple):
@@ -122,85 +104,65 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _nodes(document: Fields) -> tuple[Node, ...]:
-    _refuse_unknown_keys(document, ("nodes", "$schema"))
+    entries.refuse_unknown_keys(document, ("nodes", "$schema"))
     nodes: list[Node] = []
     names: dict[str, str] = {}
-    addresses: dict[IPAddress, str] = {}
+    addresses: dict[int, str] = {}
+    macs: dict[str, str] = {}
     for path, value in document.items("nodes"):
-        node = _node(as_object(value, path))
+        node = entries.read_plain(value) or entries.read(as_object(value, path))
         holder = names.setdefault(node.name, path)
         if holder != path:
             raise invalid(f"{path}.name", node.name, f"expected a name other than that of {holder}")
         for index, address in enumerate(node.addresses):
-            holder = addresses.setdefault(address, node.name)
+            holder = addresses.setdefault((address.version << 128) + int(address), node.name)
             if holder != node.name:
                 raise invalid(
                     f"{path}.addresses[{index}]",
                     str(address),
                     f"expected an address other than that of node {holder}",
                 )
+        if node.vtep_mac and (holder := macs.setdefault(node.vtep_mac, node.name)) != node.name:
+            wanted = f"expected an address other than that of node {holder}"
+            raise invalid(f"{path}.vtepMAC", node.vtep_mac, wanted)
         nodes.append(node)
     if not nodes:
         raise invalid("nodes", document.obj.get("nodes"), "expected at least one node")
     return tuple(nodes)
 
 
-def _node(fields: Fields) -> Node:
-    _refuse_unknown_keys(fields, _NODE_KEYS)
-    name = fields.text("name")
-    if not _NAME.fullmatch(name):
-        raise invalid(
-            fields.at("name"),
-            fields.obj.get("name"),
-            "expected a name of letters, digits, '-', '_' and '.', a letter or digit first",
-        )
-    addresses: list[IPAddress] = []
-    networks: list[IPNetwork] = []
-    for path, value in fields.items("addresses"):
-        if isinstance(value, str) and "/" in value:
-            interface = as_interface(value, path)
-            address: IPAddress = interface.ip
-            networks.append(interface.network)
-        else:
-            address = as_address(value, path)
-        _refuse_unreachable(address, path)
-        addresses.append(address)
-    if not addresses:
-        raise invalid(
-            fields.at("addresses"),
-            fields.obj.get("addresses"),
-            "expected at least one address of the node",
-        )
-    pod_cidrs = tuple(_pod_cidr(value, path) for path, value in fields.items("podCIDRs"))
-    return Node(name, tuple(addresses), tuple(networks), pod_cidrs)
+# --- writing ----------------------------------------------------------------------------------
 
 
-def _pod_cidr(value: object, path: str) -> IPNetwork:
-    subnet = as_network(value, path)
-    if special := ranges.reserved(subnet):
-        raise invalid(path, str(subnet), f"expected a subnet outside of {special}")
-    return subnet
+def encode(nodes: Sequence[Node]) -> bytes:
+    """The file that says the same; a line for each node, so that changes can be seen."""
+    lines = ",\n".join(map(entries.line, nodes))
+    return f'{{"nodes": [\n{lines}\n]}}\n'.encode()
 
 
-def _refuse_unknown_keys(fields: Fields, known: Collection[str]) -> None:
-    for key in fields.obj:
-        if key not in known and not key.startswith("_"):
-            raise CniError(
-                Code.INVALID_CONFIG,
-                f"{f'{fields.path}: ' if fields.path else ''}unknown key {shown(key)}",
-                f'known are {", ".join(known)}; begin a key with "_" to make it a comment',
-            )
+def write(path: str, nodes: Sequence[Node]) -> bool:
+    """Make the file say this, at once and whole; whether it had to be written.
 
+    Its folder is made when it is missing. Raises CniError 5 and 110.
+    """
+    from cni_plugin import wholefiles  # an ADD reads only
 
-def _refuse_unreachable(address: IPAddress, path: str) -> None:
-    """Addresses that no other node can use as a gateway; by bits, since it is done per node."""
-    bits = int(address)
-    if address.version == 4:
-        wrong = bits >> 24 in (0, 127) or bits >> 28 >= 0xE
-    else:  # unspecified, loopback, multicast; link-local means nothing without a link
-        wrong = bits <= 1 or bits >> 120 == 0xFF or bits >> 118 == 0x3FA
-    if wrong:
-        raise invalid(path, str(address), "expected an address that the other nodes can reach")
+    data = encode(nodes)
+    try:
+        if wholefiles.read(path) == data:
+            return False
+        if not os.path.isdir(folder := os.path.dirname(path)):
+            os.makedirs(folder)
+            os.chmod(folder, 0o755)  # noqa: S103 - the plugin and people read the file
+        wholefiles.write(path, 0o644, (data,))
+    except OSError as e:
+        code = Code.PERMISSION_DENIED if e.errno in (EACCES, EPERM) else Code.IO_FAILURE
+        raise CniError(
+            code,
+            f"{path}: can't write the node inventory: {e.strerror}",
+            "see that its folder is there and can be written, and the disk is not full",
+        ) from e
+    return True
 
 
 # --- which node is this one -------------------------------------------------------------------

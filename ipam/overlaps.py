@@ -1,7 +1,8 @@
 """Whether pod subnets are their nodes' own: overlaps are found and refused, both owners named.
 
 The check puts both families on one number line and sweeps it once: of all ranges that begin
-before one, those of a kind overlap it if the furthest-reaching does. 5,000 nodes cost a sort.
+before one, those of a kind overlap it if the furthest-reaching does. 5,000 nodes cost a sort of
+numbers; who holds them is looked up when something overlaps.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def refuse_overlaps(
     prefix, or one of `local_networks`, (link, network) pairs connected to this node. The caller
     leaves the pod bridge out of these. Overlaps that involve this node are reported first.
     """
+    if not _any_conflict(inventory.nodes, [network for _, network in local_networks]):
+        return
     conflict = _first_conflict(_claims(inventory, own, local_networks))
     if conflict is None:
         return
@@ -53,6 +56,29 @@ def refuse_overlaps(
         if rival.pod
         else f"choose podCIDRs outside the networks of the nodes in {inventory.source}",
     )
+
+
+def _any_conflict(nodes: Iterable[Node], others: Iterable[IPNetwork]) -> bool:
+    """Whether a pod subnet overlaps anything: the same sweep without the names."""
+    networks = set(others)
+    ranges: list[tuple[int, int, bool]] = []
+    for node in nodes:
+        networks.update(node.networks)
+        ranges += ((*_span(cidr), True) for cidr in node.pod_cidrs)
+        for address in node.addresses:
+            at = int(address) + (address.version << 128)
+            ranges.append((at, at, False))
+    ranges += ((*_span(network), False) for network in networks)
+    ranges.sort()
+    furthest = furthest_pod = -1
+    for first, last, pod in ranges:
+        if first <= (furthest if pod else furthest_pod):
+            return True
+        if last > furthest:
+            furthest = last
+        if pod and last > furthest_pod:
+            furthest_pod = last
+    return False
 
 
 def _claims(

@@ -5,8 +5,9 @@ peers' addresses go in; routes, neighbours and forwarding entries come out.
 
 In the overlay each node has one virtual end point (VTEP). Its link-layer address is a hash of the
 network identifier and the node's name, so every node works out all of them from the inventory
-alone, and one is the same after a reboot. Per peer there is one permanent neighbour for each
-family and one permanent forwarding entry: nothing is learned, asked for or sent to many.
+alone, and one is the same after a reboot. The inventory may name another, and where the overlay is
+sent to. Per peer there is one permanent neighbour for each family and one permanent forwarding
+entry: nothing is learned, asked for or sent to many.
 
 - A node's end carries the network address of its first pod subnet as its own (10.244.1.0/32):
   no pod ever has it, peers have a route to it, and replies to it come back through the overlay, as
@@ -56,6 +57,11 @@ class Peers(NamedTuple):
 def vtep_mac(vni: int, name: str) -> str:
     """The link-layer address of a node's end of the overlay."""
     return names.derived_mac("vtep", str(vni), name)
+
+
+def vtep(vni: int, node: Node) -> str:
+    """As `vtep_mac`, unless the inventory says otherwise."""
+    return node.vtep_mac or vtep_mac(vni, node.name)
 
 
 def others(inventory: Inventory, own: Node) -> Iterator[Node]:
@@ -109,8 +115,11 @@ def underlay_version(inventory: Inventory, cross: CrossNode) -> int:
 def underlay_address(
     node: Node, version: int, cross: CrossNode, near: IPNetwork | None = None
 ) -> IPAddress:
-    """Where peers send a node's part of the overlay: its first address, inside `near` if it has
-    one there. The node has an address of this version."""
+    """Where peers send a node's part of the overlay: where the inventory says, else the node's
+    first address, inside `near` if it has one there. The node has an address of this version."""
+    said = node.overlay_address
+    if said is not None and said.version == version:
+        return said
     addresses = underlay_addresses(node, version, cross)
     if near is not None:
         for address in addresses:
@@ -212,7 +221,7 @@ def desired(
                 raise no_address(inventory, peer, cidr)
             routes.append(NodeRoute(cidr, end, peer.name, overlay))
             if overlay:
-                mac = mac or vtep_mac(cross.vni, peer.name)
+                mac = mac or vtep(cross.vni, peer)
                 neighbours[end] = mac
         if mac:
             version = version or underlay_version(inventory, cross)

@@ -41,18 +41,20 @@ print(json.dumps({
     "version": list(sys.version_info[:2]),
     "library": sysconfig.get_path("stdlib"),
     "extensions": sysconfig.get_config_var("DESTSHARED"),
+    "suffix": sysconfig.get_config_var("EXT_SUFFIX"),
 }))
 """
 
 
 class Interpreter(NamedTuple):
     """`folder`: python3.11. `library`: of the standard library's sources. `extensions`: the folder
-    of its extension modules."""
+    of its extension modules. `suffix`: what the names of those end with."""
 
     executable: str
     folder: str
     library: str
     extensions: str
+    suffix: str
 
 
 class File(NamedTuple):
@@ -89,13 +91,16 @@ def interpreter() -> Interpreter:
         "python{}.{}".format(*found["version"]),
         found["library"],
         found["extensions"],
+        found["suffix"],
     )
 
 
 def collect(python: Interpreter, work: str) -> dict[str, File]:
     """Every file of the runtime by its path in it."""
     extensions = contents.extension_modules(python.extensions)
-    linker, libraries = shared_libraries([python.executable, *extensions])
+    of_packages = dict(contents.package_extensions(python.suffix))
+    compiled = [python.executable, *extensions, *of_packages.values()]
+    linker, libraries = shared_libraries(compiled)
     below = f"lib/{python.folder}"
     files = {
         "ld.so": File(0o755, linker_without_preload(_read(linker))),
@@ -107,6 +112,10 @@ def collect(python: Interpreter, work: str) -> dict[str, File]:
     files |= {f"lib/{name}": File(0o755, stripped(path)) for name, path in libraries.items()}
     for path in extensions:
         files[f"{below}/{os.path.basename(path)}"] = File(0o755, stripped(path))
+    for name, path in of_packages.items():
+        files[f"{below}/{name}"] = File(0o644, stripped(path))
+    for name, data in contents.versions():
+        files[f"{below}/{name}"] = File(0o644, data)
     for name, path in contents.data_files():
         files[f"{below}/{name}"] = File(0o644, _read(path))
     for name, text in licenses.texts(python.library).items():

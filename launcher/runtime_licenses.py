@@ -14,11 +14,30 @@ _DOC = "/usr/share/doc"
 _COMMON = "/usr/share/common-licenses"
 _PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _TEXTS = ("licen", "copying", "notice")  # in the name of a file of a package's metadata
-_PACKAGES = ("click", "netaddr", "pyroute2")
+_PACKAGES = (
+    "click",
+    "h11",
+    "httpcore2",
+    "httpx2",
+    "idna",
+    "lightkube",
+    "lightkube-models",
+    "msgspec",
+    "netaddr",
+    "pyroute2",
+    "pyyaml",
+    "truststore",
+    "typing_extensions",
+)
 
 # Component, where it is, Debian's package, and the texts that its copyright file refers to.
 _LIBRARIES = (
-    ("glibc", "ld.so, lib/libc.so.6, lib/libm.so.6; static in the front", "libc6", "LGPL-2.1"),
+    (
+        "glibc",
+        "ld.so, lib/libc.so.6, lib/libm.so.6, lib/libpthread.so.0; static in the front",
+        "libc6",
+        "LGPL-2.1",
+    ),
     ("OpenSSL", "lib/libssl.so.3, lib/libcrypto.so.3", "libssl3", "Apache-2.0"),
     ("zlib", "lib/libz.so.1", "zlib1g", ""),
     ("expat", "lib/libexpat.so.1", "libexpat1", ""),

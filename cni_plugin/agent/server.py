@@ -17,7 +17,7 @@ from contextlib import suppress
 from logging import Logger
 from threading import Thread
 from time import perf_counter, sleep
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from cni_plugin.agent.connection import Connection
 from cni_plugin.agent.lead import Lead
@@ -35,15 +35,27 @@ _HELD_UP_S = 0.1  # a call takes milliseconds
 _HEARTBEAT_S = 0.9  # a client that waits longer than this hears from us every half second
 
 
+class Following(Protocol):
+    """What follows a cluster beside the calls, in threads of its own."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None:
+        """Return when what has begun is finished."""
+        ...
+
+
 class Options(NamedTuple):
     """`idle_s`: end after so many seconds without a call that was ours to serve; 0 for never.
 
     Those that are declined don't count: an agent that an upgrade has left behind, or one of a
     network namespace that nobody calls from any more, would otherwise never give way.
+
+    `follow` makes what follows a cluster, None for an agent that follows none.
     """
 
     workers: int = _WORKERS
     idle_s: float = 0.0
+    follow: Callable[[Memory], Following] | None = None
 
 
 class Server:
@@ -59,6 +71,7 @@ class Server:
         self._reaper = Reaper()
         self._memory = Memory()
         self._upkeep = Upkeep(self._memory, logger)
+        self._following = options.follow(self._memory) if options.follow else None
         self._home = os.stat(OWN).st_ino
         self._threads: list[Thread] = []
         self._ending = False
@@ -74,6 +87,8 @@ class Server:
             self._upkeep.start()
         except (OSError, RuntimeError) as e:  # too many files or threads: calls come first
             self._logger.warning("no upkeep", extra={"fields": {"error": str(e)}})
+        if self._following is not None:
+            self._following.start()
         for _ in range(self._options.workers):
             self._add_worker()
         gc.collect()
@@ -101,6 +116,8 @@ class Server:
             while thread.is_alive():
                 thread.join(_HELD_UP_S)
                 self._keep_going()
+        if self._following is not None:
+            self._following.stop()
         self._upkeep.stop()
         self._reaper.stop()
         self._ended = True

@@ -24,6 +24,10 @@ make:make
 gcc:gcc
 /usr/include/stdio.h:libc6-dev
 /usr/bin/python3.11:python3.11
+etcd:etcd-server
+kubectl:kubernetes-client
+openssl:openssl
+setpriv:util-linux
 '
 
 have() { [ -x "$1" ] || [[ $1 == *.h && -e $1 ]] || command -v "$1" >/dev/null 2>&1; }

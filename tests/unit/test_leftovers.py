@@ -34,3 +34,20 @@ def test_files_of_others_stay(tmp_path: Path, socket_name: str) -> None:
     before = sorted(tmp_path.iterdir())
     assert leftovers.agent_files(str(tmp_path / socket_name)) == []
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_an_agent_knew_of_its_cluster(tmp_path):
+    files = {
+        "api-server": "https://192.168.1.2:6443\n",
+        "nodes.json": '{"nodes": []}\n',
+        "etcd-lease.json": "{}",
+    }
+    paths = [tmp_path / name for name in files]
+    for path, text in zip(paths, files.values(), strict=True):
+        path.write_text(text)
+    assert leftovers.cluster_files(*map(str, paths)) == [str(path) for path in paths]
+    assert list(tmp_path.iterdir()) == []
+    assert leftovers.cluster_files(*map(str, paths)) == []
+    for path in paths:
+        path.write_text("somebody else's")
+    assert leftovers.cluster_files(*map(str, paths)) == []

@@ -169,6 +169,36 @@ def test_packages_have_to_be_of_the_versions_that_pyproject_allows(
         runtime_contents.check_versions()
 
 
+def test_the_client_library_is_in_it_without_what_it_does_not_need(
+    python: runtime.Interpreter,
+) -> None:
+    """tests/e2e/test_executable_kubernetes.py holds that it works."""
+    names = {name for name, *_ in runtime_contents.modules(python.library)}
+    assert {"lightkube.core.client", "lightkube.models.core_v1", "typing_extensions"} <= names
+    assert not {"lightkube.models.apps_v1", "httpx2._main", "httpcore2._sync.http2"} & names
+    extensions = dict(runtime_contents.package_extensions(python.suffix))
+    assert list(extensions) == [f"msgspec/_core{python.suffix}"]
+    assert {path.partition("-")[0] for path, _ in runtime_contents.versions()} >= {"httpx2"}
+
+
+def test_a_package_of_another_python_is_named() -> None:
+    with pytest.raises(BuildError, match=r"msgspec is here for another Python, without \*\.wrong"):
+        list(runtime_contents.package_extensions(".wrong.so"))
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime_contents, "_PACKAGES", ("nowhere",))
+    with pytest.raises(BuildError, match=r"nowhere is not here: pip install -e '\.\[kubernetes\]'"):
+        runtime_contents.package_folders()
+
+    def missing(name: str) -> str:
+        raise runtime_contents.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(runtime_contents.metadata, "version", missing)
+    with pytest.raises(BuildError, match="is not here: pip install"):
+        runtime_contents.check_versions()
+
+
 def test_the_interpreter_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PODWIRE_PYTHON", sys.executable)
     assert runtime.interpreter().executable == os.path.realpath(sys.executable)
@@ -196,6 +226,10 @@ def test_the_licences_are_in_the_archive(python: runtime.Interpreter, tmp_path: 
     assert any(name.startswith("pyroute2-") for name in texts)
     assert b"Damien P. George" in texts["MicroPython"]
     assert b"PYTHON SOFTWARE FOUNDATION" in texts["CPython"].upper()
+    # every package has a text: none of them forgot to ship its own
+    packages = [line for line in texts["README"].decode().splitlines() if "(code)" in line]
+    assert len(packages) == len(runtime_licenses._PACKAGES)
+    assert [line for line in packages if "no text was found" in line] == []
     # every library that is packed belongs to a component that licenses/README names
     readme = texts["README"].decode()
     libraries = [path for path in index if re.fullmatch(r"lib/[^/]+\.so\.[0-9.]+", path)]

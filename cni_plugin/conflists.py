@@ -1,0 +1,298 @@
+"""The network configuration that runtimes find in a folder: made from a template, put in place.
+
+Runtimes use the first file by name of *.conf, *.conflist and *.json. That podwire's is there
+tells them that pods can come.
+
+Rules:
+- The file appears at once and whole, and its name before that is none that runtimes look at.
+- podwire's is told by itself: what the agent writes has the key `MARK`, which runtimes pass over
+  and which says to people that the agent will write the file again; what `podwire install` writes
+  is exactly what `plain` makes. No other file is replaced or removed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from errno import EACCES, EPERM
+from json import dumps, loads
+from typing import Any, NamedTuple
+
+from cni_plugin import wholefiles
+from cni_plugin.fields import Fields, as_object, invalid
+from cni_plugin.spec import CniError, Code, IPNetwork
+
+TYPE = "podwire"
+NAME = "10-podwire.conflist"
+MARK = "_podwire"
+_SAID = "Written by podwire's agent. It replaces what is changed here: change the cluster's."
+_VERSIONS = ("1.0.0", "1.1.0")
+_GIVEN = ("ranges", "subnet", "rangeStart", "rangeEnd", "gateway")  # what the cluster decides
+_IPAM = ("host-local", "podwire-ipam")
+_ENDINGS = (".conf", ".conflist", ".json")
+_LARGEST = 1 << 21  # 2 MiB, as much as containerd reads of a configuration
+
+
+# --- making it --------------------------------------------------------------------------------
+
+
+def default_template() -> dict[str, Any]:
+    """The configuration of nodes whose cluster has none of its own."""
+    plugin = {
+        "type": TYPE,
+        "bridge": "cni0",
+        "hairpinMode": True,
+        "ipMasq": True,
+        "capabilities": {"portMappings": True, "bandwidth": True},
+        "ipam": {"type": "host-local"},
+    }
+    return {
+        "cniVersion": _VERSIONS[0],
+        "cniVersions": list(_VERSIONS),
+        "name": TYPE,
+        "plugins": [plugin],
+    }
+
+
+def render(
+    template: Mapping[str, Any],
+    subnets: Sequence[IPNetwork],
+    nodes_path: str,
+    node_name: str,
+    mtu: int,
+) -> str:
+    """The configuration of one node, from what all nodes share: a plugin list, or one plugin.
+
+    `subnets` are the node's own, `nodes_path` is the inventory's, and `mtu` (bytes, 0 for none) is
+    that of new pods unless the template has one. What else the template says is kept.
+
+    Raises CniError 7 for a template without podwire, or one that says what the cluster decides.
+    """
+    document = dict(template)
+    if "plugins" not in document:
+        inner = {key: value for key, value in document.items() if not key.startswith("cniVersion")}
+        inner.pop("name", None)
+        outer = {key: document[key] for key in document.keys() - inner.keys()}
+        document = {**outer, "plugins": [inner]}
+    fields = Fields(document)
+    if "cniVersion" not in document and "cniVersions" not in document:
+        document |= {"cniVersion": _VERSIONS[0], "cniVersions": list(_VERSIONS)}
+    document["name"] = fields.text("name") or TYPE
+    document["plugins"] = plugins = [dict(each.obj) for each in fields.children("plugins")]
+    index = _index(plugins)
+    plugin = Fields(plugins[index], f"plugins[{index}]")
+    ipam = _ipam(plugin)
+    own: dict[str, Any] = {"nodes": nodes_path, "nodeName": node_name}
+    if mtu and not plugin.integer("mtu", 0, 65535):
+        own["mtu"] = mtu
+    plugins[index] |= {**own, "ipam": {**ipam, "ranges": _ranges(subnets)}}
+    order = ("cniVersion", "cniVersions", "name")
+    first = {key: document[key] for key in order if key in document}
+    return dumps({**first, MARK: _SAID, **document}, indent=2) + "\n"
+
+
+def _index(plugins: Sequence[Mapping[str, Any]]) -> int:
+    """Which of the plugins is podwire, the first if several are."""
+    for index, plugin in enumerate(plugins):
+        if plugin.get("type") == TYPE:
+            return index
+    types = [plugin.get("type") for plugin in plugins]
+    raise invalid("plugins", types, f'expected one with "type": "{TYPE}"')
+
+
+def _ipam(plugin: Fields) -> dict[str, Any]:
+    ipam = plugin.child("ipam")
+    kind = ipam.text("type") or _IPAM[0]
+    if kind not in _IPAM:
+        wanted = f"expected {_IPAM[0]}, since the cluster decides which subnets a node has"
+        raise invalid(ipam.at("type"), kind, wanted)
+    for key in _GIVEN:
+        if ipam.has(key):
+            remedy = "remove it: the cluster decides which subnets a node has"
+            raise invalid(ipam.at(key), ipam.obj[key], "expected none", remedy)
+    return {"type": kind, **{key: value for key, value in ipam.obj.items() if key != "type"}}
+
+
+def _ranges(subnets: Sequence[IPNetwork]) -> list[list[dict[str, str]]]:
+    """A range set for each family: a pod gets one address of each."""
+    sets: dict[int, list[dict[str, str]]] = {}
+    for subnet in subnets:
+        sets.setdefault(subnet.version, []).append({"subnet": str(subnet)})
+    return list(sets.values())
+
+
+def plain(subnets: Sequence[str], nodes: str) -> str:
+    """The configuration that `podwire install` writes: with an inventory of nodes, or with the
+    node's own subnets."""
+    document = default_template()
+    (plugin,) = document["plugins"]
+    ipam = plugin.pop("ipam")
+    if nodes:
+        plugin["nodes"] = nodes
+    else:
+        plugin["isDefaultGateway"] = True
+        ipam["ranges"] = [[{"subnet": subnet}] for subnet in subnets]
+    plugin["ipam"] = ipam
+    return dumps(document, indent=2) + "\n"
+
+
+# --- whose it is ------------------------------------------------------------------------------
+
+
+def is_plain(text: str) -> bool:
+    """Whether `plain` has made exactly this."""
+    try:
+        plugin = loads(text)["plugins"][0]
+        ranges = plugin["ipam"].get("ranges", [])
+        subnets = [one["subnet"] for (one,) in ranges]
+        return plain(subnets, plugin.get("nodes", "")) == text
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def is_marked(text: str) -> bool:
+    """Whether an agent has written this; somebody may have edited it since."""
+    try:
+        document = loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and MARK in document
+
+
+def is_ours(text: str) -> bool:
+    """Whether podwire has written this, and may replace it."""
+    return is_marked(text) or is_plain(text)
+
+
+# --- in its folder ----------------------------------------------------------------------------
+
+
+def place(conf_dir: str, text: str, name: str = NAME) -> bool:
+    """Put the file in place, at once and whole; whether it had to be written.
+
+    Raises CniError 5 for a file of that name that is not podwire's, and 5 or 110 where the system
+    refuses.
+    """
+    path = os.path.join(conf_dir, name)
+    refuse_foreign(path)
+    if _text(path) == text:
+        return False
+    try:
+        wholefiles.write(path, 0o644, [text.encode()])
+    except OSError as e:
+        raise _failure(e, path) from e
+    return True
+
+
+def refuse_foreign(path: str) -> None:
+    """Raises CniError 5 when something is at the path that podwire has not written."""
+    found = _text(path)
+    if found is not None and not is_ours(found):
+        raise CniError(
+            Code.IO_FAILURE,
+            f"{path} exists and is not as podwire writes it",
+            "edit that file, or move it away first",
+        )
+
+
+def remove(conf_dir: str, name: str = NAME) -> bool | None:
+    """Remove the file; False when there is none, None when it is kept as it is not podwire's.
+
+    Raises CniError 5.
+    """
+    path = os.path.join(conf_dir, name)
+    text = _text(path)
+    try:
+        wholefiles.partial_name(path)  # which goes with it
+        if text is None:
+            return False
+        if not is_ours(text):
+            return None
+        os.unlink(path)
+    except OSError as e:
+        raise _failure(e, path) from e
+    return True
+
+
+def _text(path: str) -> str | None:
+    """What the file holds; None when there is none. Raises CniError 5."""
+    try:
+        data = wholefiles.read(path)
+    except OSError as e:
+        raise _failure(e, path) from e
+    return None if data is None else data.decode("utf-8", "replace")
+
+
+def _failure(e: OSError, path: str) -> CniError:
+    if e.errno in (EACCES, EPERM):
+        return CniError(Code.PERMISSION_DENIED, f"{path}: {e.strerror}", "run it as root")
+    remedy = "the folder of the runtime's network configurations has to be there and writable"
+    return CniError(Code.IO_FAILURE, f"{path}: {e.strerror}", remedy)
+
+
+# --- which one counts -------------------------------------------------------------------------
+
+
+class InUse(NamedTuple):
+    """The file that runtimes use: its path, the network's name, the plugins by their types.
+
+    `problem` says why it can't be used, "" when it can: containerd then has no network at all,
+    where CRI-O goes on to the next file.
+    """
+
+    path: str
+    network: str = ""
+    types: tuple[str, ...] = ()
+    problem: str = ""
+
+    @property
+    def ours(self) -> bool:
+        """Whether the pods' network is podwire's, whoever wrote the file."""
+        return TYPE in self.types
+
+
+def in_use(conf_dir: str) -> InUse | None:
+    """The file of the folder that a runtime uses, the first that can be; None without one.
+
+    Where none can be used it is the first. Raises CniError 5 for a folder that can't be read.
+    """
+    found = candidates(conf_dir)
+    first = next(found, None)
+    if first is None or not first.problem:
+        return first
+    return next((each for each in found if not each.problem), first)
+
+
+def candidates(conf_dir: str) -> Iterator[InUse]:
+    """The configurations in the folder, in the order in which runtimes look at them."""
+    try:
+        with os.scandir(conf_dir) as listing:
+            names = [e.name for e in listing if not e.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise _failure(e, conf_dir) from e
+    for name in sorted(names, key=os.fsencode):
+        if os.path.splitext(name)[1] in _ENDINGS or name in _ENDINGS:
+            yield _examined(os.path.join(conf_dir, name))
+
+
+def _examined(path: str) -> InUse:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            return InUse(path, problem=f"larger than {_LARGEST} bytes")
+        fields = as_object(loads(data), "")
+        whole = path.endswith(".conflist")
+        plugins = fields.children("plugins") if whole else [fields]
+        types = tuple(plugin.text("type") for plugin in plugins)
+        if not (types and all(types)):
+            return InUse(path, problem=f"no plugins with a type{'' if whole else ' of its own'}")
+        return InUse(path, fields.text("name"), types)
+    except OSError as e:
+        return InUse(path, problem=e.strerror or str(e))
+    except (ValueError, RecursionError) as e:
+        return InUse(path, problem=f"not valid JSON: {e}")
+    except CniError as e:
+        return InUse(path, problem=e.msg)

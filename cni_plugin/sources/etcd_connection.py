@@ -1,0 +1,128 @@
+"""HTTP connections that another thread can break off, even while they are being made.
+
+A watch waits for what may never come, and an agent that ends does not wait with it: `Open` knows
+the sockets in use, and shuts them. What the thread then gets is an error of its read, as when the
+other side goes.
+
+http.client makes connections that nobody else can reach before they are there, which is why
+`connect` is done here.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+from threading import Lock
+from typing import Any
+
+_IDLE, _INTERVAL, _PROBES = 30, 10, 3  # seconds, seconds, count: a dead host is seen in a minute
+
+
+class Open:
+    """The sockets in use, of all threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._sockets: set[socket.socket] = set()
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def add(self, sock: socket.socket) -> None:
+        """Raises ConnectionAbortedError after `close`."""
+        with self._lock:
+            if self._closed:
+                sock.close()
+                raise ConnectionAbortedError("no more connections: this source was stopped")
+            self._sockets.add(sock)
+
+    def swap(self, old: socket.socket, new: socket.socket) -> None:
+        """`old`, whose descriptor `new` has taken over, is no more; neither is shut in between."""
+        with self._lock:
+            self._sockets.discard(old)
+            self._sockets.add(new)
+            if self._closed:
+                _shut(new)
+
+    def end(self, sock: socket.socket) -> None:
+        """Close it; under the lock, so that its descriptor is nobody else's while it is shut."""
+        with self._lock:
+            self._sockets.discard(sock)
+            sock.close()
+
+    def shut(self, sock: socket.socket) -> None:
+        """Break off what reads it or writes to it, if it is still in use."""
+        with self._lock:
+            if sock in self._sockets:
+                _shut(sock)
+
+    def close(self) -> None:
+        """Break off all, now and from now on."""
+        with self._lock:
+            self._closed = True
+            for sock in self._sockets:
+                _shut(sock)
+
+
+def _shut(sock: socket.socket) -> None:
+    """Not SSLSocket's own way, which takes the TLS layer away under the thread that reads."""
+    try:
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError:
+        return  # the other side was faster, or it is not connected yet: its connect fails
+
+
+class Connection(http.client.HTTPConnection):
+    """One connection to one endpoint; `timeout` in seconds is for each step of it."""
+
+    def __init__(
+        self, host: str, port: int, timeout: float, tls: ssl.SSLContext | None, opened: Open
+    ) -> None:
+        super().__init__(host, port, timeout=timeout)
+        self._tls = tls
+        self._opened = opened
+        self.sock: socket.socket | None = None
+
+    def connect(self) -> None:
+        """Raises OSError, of the last address of the host's."""
+        reason: OSError = ConnectionError(f"{self.host} has no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            self.host, self.port, type=socket.SOCK_STREAM
+        ):
+            sock = socket.socket(family, kind, protocol)
+            self._opened.add(sock)
+            self.sock = sock
+            try:
+                self._establish(sock, address)
+            except OSError as e:
+                self.close()
+                reason = e
+            else:
+                return
+        raise reason
+
+    def _establish(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
+        sock.settimeout(self.timeout)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _INTERVAL)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+        sock.connect(address)
+        if self._tls is not None:
+            wrapped = self._tls.wrap_socket(
+                sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
+            self._opened.swap(sock, wrapped)
+            self.sock = wrapped
+            wrapped.do_handshake()
+
+    def close(self) -> None:
+        """As http.client's, and the socket is closed under the lock of `Open`."""
+        sock, self.sock = self.sock, None
+        super().close()
+        if sock is not None:
+            self._opened.end(sock)

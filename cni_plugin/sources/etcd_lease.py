@@ -1,0 +1,233 @@
+"""This node's subnets in etcd: claimed by compare-and-swap, held by a lease, claimed again.
+
+- A claim is one transaction, which is served only if none of its keys has changed since they were
+  read. Who loses reads again.
+- What an earlier life of this agent left is taken over, with its lease when that has the right
+  length: then nothing is written, and no peer hears of a restart.
+- A key without a lease is a reservation, which people make: it stays without one.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from threading import Event, RLock
+from typing import NamedTuple
+
+from cni_plugin.sources import Announcement, Readiness, SourceError
+from cni_plugin.sources import etcd_messages as messages
+from cni_plugin.sources import etcd_state as state
+from cni_plugin.sources.etcd_claims import NoSubnetError, Plan, plan
+from cni_plugin.sources.etcd_gateway import Gateway
+from cni_plugin.sources.etcd_layout import Layout, Network, Own, Said, status
+from cni_plugin.sources.etcd_messages import EtcdError, KeyValue, Snapshot, UnreachableError, Write
+from cni_plugin.spec import IPNetwork
+
+_log = logging.getLogger(__name__)
+_chance = random.SystemRandom()  # not seeded alike on machines that were cloned
+_TRIES = 5  # to write into our own key, which people may write into as well
+_LONGEST_PAUSE = 0.1  # seconds, after a lost race
+
+
+class Claim(NamedTuple):
+    """What this node holds. `lease` 0: it has only reservations, and no lease could be had."""
+
+    network: Network
+    cidrs: tuple[IPNetwork, ...]
+    keys: tuple[str, ...]
+    lease: int
+
+
+class SubnetLease:
+    """One node's. `settle` and `renew` are for the source's threads, the others for any."""
+
+    def __init__(
+        self, gateway: Gateway, layout: Layout, own: Own, ttl: int, state_file: str, ended: Event
+    ) -> None:
+        self._gateway = gateway
+        self._layout = layout
+        self._own = own
+        self._ttl = ttl
+        self._file = state_file
+        self._ended = ended
+        self._lock = RLock()
+        self._remembered = state.load(state_file, layout.subnets)
+        self._announced: Announcement | None = None
+        self._status: bytes | None = None
+        self._lease = 0
+        self._claim: Claim | None = None
+
+    @property
+    def claim(self) -> Claim | None:
+        return self._claim
+
+    # --- claiming -----------------------------------------------------------------------------
+
+    def settle(self, network: Network) -> Snapshot:
+        """Have subnets: all keys as they are then. Raises EtcdError, NoSubnetError."""
+        while not self._ended.is_set():
+            with self._lock:
+                try:
+                    found = self._attempt(network)
+                except NoSubnetError:
+                    self._claim = None
+                    raise
+            if found is not None:
+                return found
+            self._ended.wait(_chance.uniform(0, _LONGEST_PAUSE))
+        raise UnreachableError("this source was stopped")
+
+    def _attempt(self, network: Network) -> Snapshot | None:
+        """None after a change, or after another one's: look again."""
+        # Read before the subnets: a namesake that comes in between makes the transaction fail.
+        name_key = self._layout.name_key(self._own.name)
+        named = self._gateway.get(name_key) if name_key else {}
+        snapshot = self._gateway.range(self._layout.subnets)
+        wanted = plan(
+            self._layout,
+            self._own,
+            network,
+            snapshot.kvs,
+            self._remembered.cidrs,
+            _chance.randrange,
+        )
+        old = wanted.lease
+        lease = self._live_lease(old)
+        said = self._said(wanted)
+        known = {**wanted.mine, **named}
+        writes = self._writes(wanted, network, said, lease, name_key, known)
+        if not writes:
+            self._hold(Claim(network, wanted.cidrs, wanted.keys, lease), said)
+            return snapshot
+        concerned = (*wanted.keys, *wanted.obsolete, *([name_key] if name_key else []))
+        expected = {key: known[key].mod_revision if key in known else 0 for key in concerned}
+        if self._gateway.swap(expected, writes) and old not in (0, lease):
+            self._gateway.revoke(old)
+        return None
+
+    def _live_lease(self, old: int) -> int:
+        """A lease of our length: the one we hold, the one of an earlier life, or a new one."""
+        for lease in dict.fromkeys((self._lease, old)):
+            if lease and self._gateway.keep(lease) == self._ttl:
+                self._lease = lease
+                return lease
+        self._lease, granted = self._gateway.grant(self._ttl)
+        if granted != self._ttl:
+            _log.warning("etcd gave a lease of %s s instead of %s s", granted, self._ttl)
+            self._ttl = granted
+        return self._lease
+
+    def _said(self, wanted: Plan) -> Said:
+        """What is announced now, or else what was in an earlier life."""
+        before = next((self._layout.said(kv) for kv in wanted.mine.values()), Said())
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        since = before.since or self._remembered.since or moment
+        return Said(before.announcement if self._announced is None else self._announced, since)
+
+    def _writes(
+        self,
+        wanted: Plan,
+        network: Network,
+        said: Said,
+        lease: int,
+        name_key: str | None,
+        known: dict[str, KeyValue],
+    ) -> list[Write]:
+        """What is to be changed; nothing when all is as it should be."""
+        value = self._layout.value(self._own, wanted.cidrs, said, network)
+        writes = []
+        for key in wanted.keys:
+            reserved = key in wanted.mine and not wanted.mine[key].lease
+            writes.append(Write(key, value, 0 if reserved else lease))
+        if name_key:
+            cidrs = " ".join(str(cidr) for cidr in wanted.cidrs)
+            writes.append(Write(name_key, cidrs.encode(), lease))
+        writes += [Write(key, None) for key in wanted.obsolete]
+        if all(messages.is_as_wanted(write, known.get(write.key)) for write in writes):
+            return []
+        status_key = self._layout.status_key(self._own.name)
+        if status_key and self._status is not None:
+            writes.append(Write(status_key, self._status, lease))
+        return writes
+
+    def _hold(self, claim: Claim, said: Said) -> None:
+        remembered = state.Remembered(claim.cidrs, said.since)
+        if self._claim is None or self._claim.cidrs != claim.cidrs:
+            _log.info("this node's subnets are %s", ", ".join(str(cidr) for cidr in claim.cidrs))
+        if remembered != self._remembered:
+            state.save(self._file, self._layout.subnets, remembered)
+        self._remembered = remembered
+        self._claim = claim
+
+    # --- holding ------------------------------------------------------------------------------
+
+    @property
+    def renewal(self) -> float:
+        """Seconds from one renewal to the next: two may fail."""
+        return self._ttl / 3
+
+    def renew(self) -> bool:
+        """Whether the lease is still there, or nothing is held that could be lost."""
+        claim = self._claim
+        return claim is None or self._gateway.keep(claim.lease) > 0
+
+    def is_lost(self, event: messages.Event) -> bool:
+        """Whether another than this node made it, and it takes a subnet of this node's away.
+
+        A key that people have made a reservation, with no lease, is not lost.
+        """
+        claim = self._claim
+        if claim is None or event.kv.key not in claim.keys:
+            return False
+        if event.deleted or event.kv.lease not in (0, claim.lease):
+            return True
+        return not self._layout.is_own(self._layout.member(event.kv, claim.network), self._own)
+
+    # --- telling ------------------------------------------------------------------------------
+
+    def announce(self, announcement: Announcement) -> None:
+        """Put it into our keys, and into those that are claimed later. Raises SourceError."""
+        with self._lock:
+            self._announced = announcement
+            claim = self._held()
+            said = Said(announcement, self._remembered.since)
+            value = self._layout.value(self._own, claim.cidrs, said, claim.network)
+            try:
+                self._put(claim, value)
+            except EtcdError as e:
+                raise SourceError(f"etcd: {e}") from e
+
+    def _put(self, claim: Claim, value: bytes) -> None:
+        for _ in range(_TRIES):
+            known = self._gateway.get(*claim.keys)
+            if set(known) != set(claim.keys):
+                break
+            if all(kv.value == value for kv in known.values()):
+                return
+            if any(kv.lease not in (0, claim.lease) for kv in known.values()):
+                break
+            expected = {key: kv.mod_revision for key, kv in known.items()}
+            if self._gateway.swap(expected, [Write(k, value, kv.lease) for k, kv in known.items()]):
+                return
+        raise SourceError("etcd: this node's subnet was lost, and is being claimed again")
+
+    def say(self, readiness: Readiness) -> bool:
+        """Put it at the node's status key; False where there is none. Raises SourceError."""
+        key = self._layout.status_key(self._own.name)
+        if key is None:
+            return False
+        with self._lock:
+            moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            self._status = status(readiness, moment)
+            claim = self._held()
+            try:
+                self._gateway.swap({}, [Write(key, self._status, claim.lease)])
+            except EtcdError as e:
+                raise SourceError(f"etcd: {e}") from e
+        return True
+
+    def _held(self) -> Claim:
+        if self._claim is None:
+            raise SourceError("etcd: this node has no subnet yet")
+        return self._claim

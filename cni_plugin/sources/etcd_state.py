@@ -1,0 +1,58 @@
+"""The subnets that this node had, in a file: they are asked for again when etcd has lost them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from typing import NamedTuple
+
+from cni_plugin.fields import as_network
+from cni_plugin.sources.etcd_layout import decoded
+from cni_plugin.spec import CniError, IPNetwork
+
+_log = logging.getLogger(__name__)
+
+
+class Remembered(NamedTuple):
+    """`since` is when the node got its first subnet, in RFC 3339; "" when it had none."""
+
+    cidrs: tuple[IPNetwork, ...] = ()
+    since: str = ""
+
+
+def load(path: str, prefix: str) -> Remembered:
+    """What is in the file, nothing when it is of another network or not to be read."""
+    try:
+        with open(path, "rb") as file:
+            fields = decoded(file.read(), path)
+        if fields.text("prefix") != prefix:
+            return Remembered()
+        cidrs = tuple(as_network(value, at) for at, value in fields.items("podCIDRs"))
+        return Remembered(cidrs, fields.text("since"))
+    except FileNotFoundError:
+        return Remembered()
+    except (OSError, CniError) as e:
+        _log.warning("the subnets of this node's earlier life are not known: %s", e)
+        return Remembered()
+
+
+def save(path: str, prefix: str, remembered: Remembered) -> None:
+    """Atomically. A file that can't be written is logged: etcd knows as well."""
+    document = {
+        "prefix": prefix,
+        "podCIDRs": [str(cidr) for cidr in remembered.cidrs],
+        "since": remembered.since,
+    }
+    new = f"{path}.new"
+    try:
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        with open(new, "w", encoding="utf-8", opener=_private) as file:
+            file.write(json.dumps(document))
+        os.replace(new, path)
+    except OSError as e:
+        _log.warning("this node's subnets can't be noted in %s: %s", path, e.strerror or e)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,204 @@
+"""The options of `podwire agent` that make it follow a cluster, and what they lead to."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from functools import reduce
+from importlib.util import find_spec
+from json import loads
+from logging import Logger
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cni_plugin import apiserver
+from cni_plugin.sources import INVENTORY
+from cni_plugin.spec import CniError, Code
+
+if TYPE_CHECKING:
+    from cni_plugin.agent.coordination import Coordination
+    from cni_plugin.fabric import Memory
+    from cni_plugin.sources import Source
+
+CONF_DIR = "/etc/cni/net.d"
+_COMMON = (
+    click.option(
+        "--node-name",
+        envvar="NODE_NAME",
+        default="",
+        help="This node's name in the cluster; else $NODE_NAME, else the host's name.",
+    ),
+    click.option(
+        "--inventory",
+        metavar="PATH",
+        default=INVENTORY,
+        show_default=True,
+        help="Where to keep what the cluster says of its nodes.",
+    ),
+    click.option(
+        "--conf-dir",
+        metavar="DIR",
+        default=CONF_DIR,
+        show_default=True,
+        help="Write 10-podwire.conflist there when pods can come.",
+    ),
+    click.option(
+        "--network",
+        metavar="FILE",
+        default="",
+        help="The network configuration of all nodes, without subnets; else podwire's own.",
+    ),
+)
+_KUBERNETES = (
+    click.option("--kubernetes", is_flag=True, help="Follow the Nodes of the Kubernetes API."),
+    click.option(
+        "--kubeconfig",
+        metavar="FILE",
+        envvar="KUBECONFIG",
+        default="",
+        help="How to reach the API from outside of a pod.",
+    ),
+    click.option(
+        "--api-server",
+        metavar="URL",
+        envvar="PODWIRE_API_SERVER",
+        default="",
+        help="The API server; else the one that the node's kubelet has, as install noted.",
+    ),
+)
+_ETCD = (
+    click.option("--etcd", metavar="URL[,URL...]", default="", help="Lease a subnet from etcd."),
+    click.option("--etcd-prefix", metavar="KEY", default="", help="Where its keys begin."),
+    click.option(
+        "--etcd-pool",
+        metavar="CIDR[,CIDR]",
+        default="",
+        help="The pods' addresses of all nodes: IPv4, IPv6, or both.",
+    ),
+    click.option(
+        "--etcd-subnet-length",
+        metavar="N[,N]",
+        default="",
+        help="The prefix length of a node's subnet, of each pool.",
+    ),
+    click.option(
+        "--etcd-format",
+        type=click.Choice(("podwire", "flannel")),
+        default="podwire",
+        show_default=True,
+        help="Whose keys to read and write.",
+    ),
+    click.option("--etcd-ttl", type=int, metavar="SECONDS", help="How long a lease lasts."),
+    click.option(
+        "--etcd-cacert", metavar="FILE", default="", help="Who signed etcd's certificate."
+    ),
+    click.option("--etcd-cert", metavar="FILE", default="", help="The client's certificate."),
+    click.option("--etcd-key", metavar="FILE", default="", help="Its key."),
+    click.option("--etcd-user", metavar="NAME", default="", help="Where etcd asks for one."),
+    click.option("--etcd-password-file", metavar="FILE", default="", help="The user's password."),
+    click.option(
+        "--node-address",
+        "addresses",
+        metavar="ADDRESS",
+        multiple=True,
+        help="Where other nodes reach this one; once for IPv4, once for IPv6. Else the addresses"
+        " that the default routes use. For --etcd: the Kubernetes API knows them.",
+    ),
+)
+
+
+def options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options as a decorator; the command gets them as keywords, for `following`."""
+    return reduce(lambda found, add: add(found), reversed(_KUBERNETES + _ETCD + _COMMON), command)
+
+
+def following(logger: Logger, given: dict[str, Any]) -> Callable[[Memory], Coordination] | None:
+    """What makes the agent follow the cluster that the options name; None when they name none.
+
+    Raises CniError and click.UsageError.
+    """
+    if given["kubernetes"] and given["etcd"]:
+        raise click.UsageError("--kubernetes and --etcd exclude each other")
+    if not given["kubernetes"] and not given["etcd"]:
+        return None
+    from cni_plugin.agent.clusternode import Place
+    from cni_plugin.agent.coordination import Coordination
+
+    name = given["node_name"] or os.uname().nodename.lower()
+    inventory, conf_dir = os.path.abspath(given["inventory"]), os.path.abspath(given["conf_dir"])
+    place = Place(name, inventory, conf_dir, template(given["network"]))
+    source = _kubernetes(name, given) if given["kubernetes"] else _etcd(name, given)
+    return lambda memory: Coordination(source, place, memory, logger)
+
+
+def _kubernetes(name: str, given: dict[str, Any]) -> Source:
+    from cni_plugin.sources.kubernetes import KubernetesSource, Options
+
+    if find_spec("lightkube") is None:
+        remedy = "install podwire[kubernetes], or run the self-contained executable, which has it"
+        raise CniError(Code.INVALID_CONFIG, "--kubernetes: lightkube is not installed", remedy)
+    server = given["api_server"]
+    if server:
+        apiserver.refuse_wrong(server, "--api-server")
+    elif not given["kubeconfig"]:
+        server = apiserver.noted()
+    return KubernetesSource(Options(name, server, given["kubeconfig"]))
+
+
+def _etcd(name: str, given: dict[str, Any]) -> Source:
+    from cni_plugin.sources.etcd import EtcdSource
+    from cni_plugin.sources.etcd_options import DEFAULT_TTL, EtcdOptions
+
+    options = EtcdOptions.checked(
+        given["etcd"],
+        name,
+        given["addresses"] or _own_addresses(),
+        prefix=given["etcd_prefix"],
+        pool=given["etcd_pool"],
+        subnet_length=given["etcd_subnet_length"],
+        ttl=DEFAULT_TTL if given["etcd_ttl"] is None else given["etcd_ttl"],
+        form=given["etcd_format"],
+        cacert=given["etcd_cacert"],
+        cert=given["etcd_cert"],
+        key=given["etcd_key"],
+        user=given["etcd_user"],
+        password_file=given["etcd_password_file"],
+    )
+    return EtcdSource(options)
+
+
+def _own_addresses() -> list[str]:
+    """The addresses that this machine goes out with, one of each family that has a way out.
+
+    Nothing is sent. Raises CniError 7 when there is none.
+    """
+    found = []
+    for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((far, 9))
+            found.append(probe.getsockname()[0])
+    if not found:
+        remedy = "give it by --node-address"
+        raise CniError(Code.INVALID_CONFIG, "no default route tells this node's address", remedy)
+    return found
+
+
+def template(path: str) -> dict[str, Any]:
+    """The network configuration that all nodes share. Raises CniError 5 and 7."""
+    from cni_plugin import conflists
+
+    if not path:
+        return conflists.default_template()
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = loads(file.read())
+    except OSError as e:
+        raise CniError(Code.IO_FAILURE, f"--network: {path}: {e.strerror}") from e
+    except (ValueError, RecursionError) as e:
+        raise CniError(Code.INVALID_CONFIG, f"--network: {path}: not valid JSON: {e}") from e
+    if not isinstance(found, dict):
+        raise CniError(Code.INVALID_CONFIG, f"--network: {path}: expected a JSON object")
+    return found

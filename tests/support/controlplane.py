@@ -1,0 +1,343 @@
+"""A Kubernetes control plane for tests: real etcd, kube-apiserver and, on demand, the controller
+manager.
+
+The programs are looked for in $KUBEBUILDER_ASSETS, as envtest does, then on PATH. All state lies in
+the test's folder, and the processes end with the test, also when its run is killed. Without a
+namespace everything listens on the loopback of the run's own (tests/support/private.py).
+
+    with ControlPlane(tmp_path, node, address="192.168.1.2", pod_cidrs=("10.244.0.0/16",)) as plane:
+        plane.api.create("/api/v1/nodes", {"metadata": {"name": "n1"}})
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import csv
+import http.client
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.support import netns, require
+from tests.support.apiclient import Api, ApiError, Object
+from tests.support.netns import Namespace
+
+_DUAL_STACK = 23  # the first 1.x with both families and no gate before it
+_NO_PLAIN_HTTP = 24  # the first whose controller manager has no port for that, nor the option
+
+
+class User(NamedTuple):
+    """One line of the API server's token file; kubelets are "system:node:NAME" of the group
+    "system:nodes"."""
+
+    name: str
+    groups: tuple[str, ...] = ()
+
+
+class ControlPlane:
+    """See the module. `url`, `ca` (a file), `admin_token` and `kubeconfig` (a file) are for clients
+    inside of `place`; `api` and `client` are for the test, from outside.
+
+    `address`: where the API server listens and what it advertises. `authorization`: its
+    --authorization-mode. `pod_cidrs`: given, the controller manager runs and allots a part to each
+    node (/24, /64 of IPv6); two make a dual-stack cluster. `users`: beside "admin"; `tokens` has
+    theirs. `api_options`: more options of kube-apiserver.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        place: Namespace | None = None,
+        *,
+        address: str = "127.0.0.1",
+        port: int = 0,
+        authorization: str = "RBAC",
+        pod_cidrs: Sequence[str] = (),
+        service_cidrs: Sequence[str] = ("10.96.0.0/16",),
+        users: Sequence[User] = (),
+        api_options: Sequence[str] = (),
+    ) -> None:
+        names = ("kube-apiserver", *(("kube-controller-manager",) if pod_cidrs else ()))
+        self._programs = {"etcd": _etcd(), **{name: component(name) for name in names}}
+        self.folder, self._place = str(folder), place
+        self._minor = _minor_version(self._programs["kube-apiserver"])
+        self._address, self._authorization = address, authorization
+        self._service_cidrs, self._api_options = tuple(service_cidrs), tuple(api_options)
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._port, self._etcd_port, self._peer_port = self._ports(port)
+        host = f"[{address}]" if ":" in address else address
+        self.url = f"https://{host}:{self._port}"
+        self.etcd_url = f"http://127.0.0.1:{self._etcd_port}"
+        self.ca = self.path("pki", "apiserver.crt")
+        self.tokens = self._write_users([User("admin", ("system:masters",)), *users])
+        self.admin_token = self.tokens["admin"]
+        try:
+            self._start_etcd()
+            self._make_service_account_key()
+            self.start_api()
+            self.api = self.client(self.admin_token)
+            self.kubeconfig = self.write_kubeconfig("admin", self.admin_token)
+            if pod_cidrs:
+                self.start_controller_manager(pod_cidrs)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> ControlPlane:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- clients -------------------------------------------------------------------------------
+
+    def client(self, token: str) -> Api:
+        """A client of whoever has the token."""
+        return Api(self.url, self.ca, token, self._place)
+
+    def write_kubeconfig(self, name: str, token: str, server: str = "") -> str:
+        """Write a kubeconfig of the token with the CA inside: its path."""
+        with open(self.ca, "rb") as file:
+            ca = base64.b64encode(file.read()).decode()
+        cluster = {"server": server or self.url, "certificate-authority-data": ca}
+        path = self.path(f"{name}.kubeconfig")
+        with open(path, "w", opener=_private) as out:
+            json.dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "test",
+                    "clusters": [{"name": "test", "cluster": cluster}],
+                    "users": [{"name": name, "user": {"token": token}}],
+                    "contexts": [{"name": "test", "context": {"cluster": "test", "user": name}}],
+                },
+                out,
+            )
+        return path
+
+    def service_account_token(self, namespace: str, name: str, seconds: int = 3600) -> str:
+        """A token of a ServiceAccount that exists, as a kubelet mounts it (TokenRequest)."""
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
+        made = self.api.create(path, {"spec": {"expirationSeconds": seconds}})
+        token = made["status"]["token"]
+        assert isinstance(token, str)
+        return token
+
+    def kubectl(
+        self, *argv: str, check: bool = True, **options: Any
+    ) -> subprocess.CompletedProcess:
+        """Run kubectl as the admin, from inside; skips the test when there is none."""
+        command = [*self._prefix(), component("kubectl"), f"--kubeconfig={self.kubeconfig}", *argv]
+        env = {**os.environ, "HOME": self.folder}  # for its caches
+        return netns.run(command, check=check, env=env, **options)
+
+    # --- faults --------------------------------------------------------------------------------
+
+    def stop_api(self) -> None:
+        """The API server ends, at once; its watches break."""
+        process = self._running.pop("kube-apiserver")
+        process.kill()
+        process.wait()
+
+    def start_api(self) -> None:
+        """Start the API server and wait until it is ready; it has the same address as before."""
+        self._start(
+            "kube-apiserver",
+            f"--etcd-servers={self.etcd_url}",
+            f"--advertise-address={self._address}",
+            f"--bind-address={self._address}",
+            f"--secure-port={self._port}",
+            f"--cert-dir={self.path('pki')}",
+            f"--token-auth-file={self.path('tokens.csv')}",
+            f"--authorization-mode={self._authorization}",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-signing-key-file={self.path('pki', 'sa.key')}",
+            f"--service-account-key-file={self.path('pki', 'sa.key')}",
+            f"--service-cluster-ip-range={','.join(self._service_cidrs)}",
+            "--allow-privileged=true",
+            "--kubelet-preferred-address-types=InternalIP",
+            *self._dual_stack_gate(),
+            *self._api_options,
+        )
+        netns.wait_until(lambda: self._is_ready("kube-apiserver"), timeout=60, what="API server")
+
+    def compact_etcd(self) -> None:
+        """Forget the history of all keys up to now."""
+        key = base64.b64encode(b"/tests/compacted").decode()
+        made = self._etcd("/v3/kv/put", {"key": key})["header"]  # beyond what anybody has seen
+        self._etcd("/v3/kv/compaction", {"revision": made["revision"], "physical": True})
+
+    def etcd_delete(self, key: str) -> None:
+        """Take a key away behind the API server's back, such as /registry/minions/n1."""
+        self._etcd("/v3/kv/deleterange", {"key": base64.b64encode(key.encode()).decode()})
+
+    def resident(self, name: str) -> int:
+        """The memory of one of the programs, in KiB."""
+        with open(f"/proc/{self._running[name].pid}/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+
+    def cpu_seconds(self, name: str) -> float:
+        """What one of the programs has computed since its start."""
+        with open(f"/proc/{self._running[name].pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def close(self) -> None:
+        """End all of it; calling it again does nothing."""
+        for process in reversed(self._running.values()):
+            process.kill()
+            process.wait()
+        self._running.clear()
+        if "api" in vars(self):
+            self.api.close()
+
+    # --- making it -----------------------------------------------------------------------------
+
+    def path(self, *parts: str) -> str:
+        return os.path.join(self.folder, *parts)
+
+    def log(self, name: str) -> str:
+        """What one of the programs has printed."""
+        with open(self.path(f"{name}.log"), errors="replace") as file:
+            return file.read()
+
+    def start_controller_manager(self, pod_cidrs: Sequence[str], *options: str) -> None:
+        no_plain_http = ("--port=0",) if self._minor < _NO_PLAIN_HTTP else ()
+        self._start(
+            "kube-controller-manager",
+            f"--kubeconfig={self.kubeconfig}",
+            "--allocate-node-cidrs=true",
+            f"--cluster-cidr={','.join(pod_cidrs)}",
+            f"--service-cluster-ip-range={','.join(self._service_cidrs)}",
+            f"--service-account-private-key-file={self.path('pki', 'sa.key')}",
+            f"--root-ca-file={self.ca}",
+            "--leader-elect=false",
+            "--secure-port=0",
+            *no_plain_http,
+            *self._dual_stack_gate(),
+            *options,
+        )
+
+    def _dual_stack_gate(self) -> tuple[str, ...]:
+        return ("--feature-gates=IPv6DualStack=true",) if self._minor < _DUAL_STACK else ()
+
+    def _write_users(self, users: Sequence[User]) -> dict[str, str]:
+        os.makedirs(self.path("pki"), mode=0o700, exist_ok=True)
+        tokens = {user.name: secrets.token_hex(16) for user in users}
+        with open(self.path("tokens.csv"), "w", opener=_private) as file:
+            writer = csv.writer(file)
+            for user in users:
+                writer.writerow([tokens[user.name], user.name, user.name, ",".join(user.groups)])
+        return tokens
+
+    def _make_service_account_key(self) -> None:
+        key = self.path("pki", "sa.key")
+        netns.run([require.program("openssl"), "genrsa", "-out", key, "2048"])
+
+    def _start_etcd(self) -> None:
+        peer = f"http://127.0.0.1:{self._peer_port}"
+        self._start(
+            "etcd",
+            f"--data-dir={self.path('etcd')}",
+            f"--listen-client-urls={self.etcd_url}",
+            f"--advertise-client-urls={self.etcd_url}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--unsafe-no-fsync",
+        )
+        netns.wait_until(lambda: self._is_ready("etcd"), timeout=20, what="etcd")
+
+    def _start(self, name: str, *options: str) -> None:
+        with open(self.path(f"{name}.log"), "ab") as log:
+            self._running[name] = subprocess.Popen(
+                # The signal reaches them too when the run is killed.
+                ["setpriv", "--pdeathsig=KILL", *self._prefix(), self._programs[name], *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+            )
+
+    def _is_ready(self, name: str) -> bool:
+        if self._running[name].poll() is not None:
+            raise AssertionError(f"{name} ended:\n{self.log(name)[-3000:]}")
+        try:
+            if name == "etcd":
+                return bool(self._etcd("/v3/kv/range", {"key": "AA=="}))
+            if not os.path.exists(self.ca):
+                return False
+            client = self.client(self.admin_token)
+            try:
+                return client.get("/readyz") == {"text": "ok"}
+            finally:
+                client.close()
+        except (OSError, ApiError):
+            return False
+
+    def _etcd(self, path: str, body: Object) -> Object:
+        connection = http.client.HTTPConnection("127.0.0.1", self._etcd_port, timeout=10)
+        try:
+            with self._place.entered() if self._place else contextlib.nullcontext():
+                connection.request("POST", path, json.dumps(body))
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            if answer.status != http.HTTPStatus.OK:
+                raise ApiError(answer.status, text)
+            decoded = json.loads(text)
+            assert isinstance(decoded, dict)
+            return decoded
+        finally:
+            connection.close()
+
+    def _prefix(self) -> list[str]:
+        return self._place.prefix() if self._place else []
+
+    def _ports(self, port: int) -> tuple[int, int, int]:
+        """The API server's and etcd's two; free ones of the namespace."""
+        with self._place.entered() if self._place else contextlib.nullcontext():
+            made = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+        free = [one.getsockname()[1] for one in made]
+        for one in made:
+            one.close()
+        return port or free[0], free[1], free[2]
+
+
+def component(name: str) -> str:
+    """The path of a program of Kubernetes, or skip."""
+    folder = os.environ.get("KUBEBUILDER_ASSETS", "")
+    if folder and os.access(os.path.join(folder, name), os.X_OK):
+        return os.path.join(folder, name)
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is missing: set KUBEBUILDER_ASSETS to a folder with it")
+    return found
+
+
+def _etcd() -> str:
+    folder = os.environ.get("KUBEBUILDER_ASSETS", "")
+    if folder and os.access(os.path.join(folder, "etcd"), os.X_OK):
+        return os.path.join(folder, "etcd")
+    found = require.find_program("etcd")
+    if found is None:
+        pytest.skip("etcd is missing: apt-get install etcd-server")
+    return found
+
+
+def _minor_version(program: str) -> int:
+    """20 for "Kubernetes v1.20.2"."""
+    printed = netns.run([program, "--version"]).stdout
+    return int(printed.partition("v1.")[2].partition(".")[0])
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

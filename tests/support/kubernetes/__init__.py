@@ -1,0 +1,1 @@
+"""A whole Kubernetes cluster for tests: `cluster.Cluster` has the parts together."""
