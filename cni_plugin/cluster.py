@@ -7,6 +7,7 @@ is no cluster, and nothing here is called.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from ipaddress import ip_network
 
 from cni_plugin import paths
@@ -111,7 +112,7 @@ def _is_connected(known: Inventory, local: LocalAddresses) -> bool:
 
 def refuse_overlaps(cluster: Cluster, local: LocalAddresses) -> None:
     """Raises CniError 106 when a pod subnet overlaps another one, or the node's own network."""
-    networks = _node_networks(cluster.own, local)
+    networks = node_networks(cluster.own.addresses, local)
     overlaps.refuse_overlaps(cluster.inventory, cluster.own, networks)
 
 
@@ -120,12 +121,13 @@ def refuse_foreign(cluster: Cluster, subnet: IPNetwork) -> None:
     overlaps.refuse_foreign_subnet(cluster.inventory, cluster.own, subnet)
 
 
-def _node_networks(own: Node, local: LocalAddresses) -> list[tuple[str, IPNetwork]]:
-    """The networks that the node's own addresses lie in, as its links say: the node network.
+def node_networks(own: Collection[IPAddress], local: LocalAddresses) -> list[tuple[str, IPNetwork]]:
+    """The networks that a node's own addresses lie in, as its links say, with the links' names: the
+    node network.
 
     Other links don't count: the pods' bridge carries the pod subnet by right.
     """
-    return [(link, address.network) for link, address in local if address.ip in own.addresses]
+    return [(link, address.network) for link, address in local if address.ip in own]
 
 
 def direct(cluster: Cluster) -> tuple[IPNetwork, ...]:
@@ -156,7 +158,7 @@ def survey(cluster: Cluster, route_socket: RouteSocket) -> Survey:
 
 def observed(cluster: Cluster, found: Survey, route_socket: RouteSocket) -> State:
     """The paths as the kernel has them; raises CniError 103."""
-    mac = node_peers.vtep_mac(cluster.cross.vni, cluster.own.name)
+    mac = node_peers.vtep(cluster.cross.vni, cluster.own)
     return paths.observe(found, cluster.cross, mac, route_socket)
 
 

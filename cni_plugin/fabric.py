@@ -24,7 +24,7 @@ from cni_plugin.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from cni_plugin.cluster import Cluster
-    from cni_plugin.paths import Changes
+    from cni_plugin.paths import Changes, Survey
     from ipam.inventory import Inventory
 
 PORTS = "ports"  # the kind of state that holds the records of host ports
@@ -90,8 +90,9 @@ class Memory:
     to links, addresses, routes or the overlay; it counts while `watched`, which says that somebody
     listens to the kernel and moves it. `keep_peers`, where set, makes the paths to the peers right
     with what it remembers of them. `written` are inventories that this process wrote itself, by
-    their paths: nobody has to read them again. A `brief` one is of a process that serves one call:
-    an inventory is read once.
+    their paths: nobody has to read them again. `survey`, where set, tells what `keep_peers` has
+    found out of the network for a way. A `brief` one is of a process that serves one call: an
+    inventory is read once.
     """
 
     def __init__(self, brief: bool = False) -> None:
@@ -109,10 +110,20 @@ class Memory:
         self.saved: dict[str, tuple[IPNetwork, ...]] = {}
         self.written: dict[str, tuple[Stamp, Inventory]] = {}
         self.keep_peers: Callable[[Fabric, NetworkRecord], Changes] | None = None
+        self.survey: Callable[[Way], Survey | None] | None = None
 
     def happened(self) -> None:
         """Something changed: who trusted what was verified before looks again."""
         self.epoch += 1
+
+    def stamp(self, path: str) -> Stamp:
+        """As the function; a file that this process wrote has settled at once."""
+        return self.stamp_written(path) or stamp(path)
+
+    def stamp_written(self, path: str) -> Stamp:
+        """The stamp of a file that is as this process wrote it; () for any other."""
+        written, _ = self.written.get(path, ((), None))
+        return written if written and written == exact_stamp(path) else ()
 
 
 class _CountingSocket(NetfilterSocket):
@@ -187,7 +198,7 @@ def way_of(record: NetworkRecord) -> Way:
 
 def cluster_of(fabric: Fabric, record: NetworkRecord) -> Cluster:
     """The inventory of a record and this node in it, as `cluster.join`; read when it changed."""
-    memory, way, mark = fabric.memory, way_of(record), stamp(record.nodes)
+    memory, way, mark = fabric.memory, way_of(record), fabric.memory.stamp(record.nodes)
     if way in fabric.given:
         return fabric.given[way]
     joined = memory.joined.get(way)
@@ -199,13 +210,9 @@ def cluster_of(fabric: Fabric, record: NetworkRecord) -> Cluster:
     from cni_plugin import cluster as clusters
 
     epoch = memory.epoch
-    written, known = memory.written.get(record.nodes, ((), None))
+    known = memory.written[record.nodes][1] if memory.stamp_written(record.nodes) else None
     cluster = clusters.join(
-        record.nodes,
-        record.node_name,
-        record.cross_node,
-        fabric.route_socket,
-        known if written and written == exact_stamp(record.nodes) else None,
+        record.nodes, record.node_name, record.cross_node, fabric.route_socket, known
     )
     memory.joined[way] = Joined(mark, epoch, cluster)
     return cluster

@@ -140,7 +140,7 @@ def status(request: Request, node: Node) -> bytes:
         if conf.mode == "bridge":
             gateways = source.gateways() if conf.is_gateway and not conf.force_address else ()
             bridge.refuse_unusable(node.route_socket, conf.bridge, gateways)
-        if nodes:
+        if nodes and not upkeep.are_reached(node.fabric, record_of(conf)):
             from cni_plugin import cluster
 
             cluster.refuse_obstructed(nodes, node.route_socket)

@@ -324,7 +324,7 @@ class Membership:
             met = self._met.get(claim)
             if met is not None:
                 found.append(_refusal(claim, met))
-        return tuple(found)
+        return tuple(sorted(found))
 
 
 # --- why something is not used ----------------------------------------------------------------

@@ -9,7 +9,7 @@ from functools import partial
 
 from cni_plugin import fabric as fabrics
 from cni_plugin import leases
-from cni_plugin.fabric import Fabric
+from cni_plugin.fabric import Fabric, Memory
 from cni_plugin.kernel import detach
 from cni_plugin.kernel.attach import Host, host
 from cni_plugin.kernel.netlink import RouteSocket
@@ -42,7 +42,8 @@ class Node:
     """What a call works with: its environment, a netlink socket, the ways in and out.
 
     `interrupted` tells whether the call has been given up; `deliver`, if given, hands a result to
-    the runtime and raises OSError when nobody takes it.
+    the runtime and raises OSError when nobody takes it. `memory` is what the process knows of the
+    node, where it is no agent's worker that asks.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Node:
         interrupted: Callable[[], bool] = lambda: False,
         deliver: Callable[[bytes], None] | None = None,
         resident: Resident | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.environ = environ
         self.interrupted = interrupted
@@ -58,6 +60,7 @@ class Node:
         self._resident = resident
         self._host: Host | None = None
         self._fabric: Fabric | None = None
+        self._memory = memory
 
     @property
     def host(self) -> Host:
@@ -74,7 +77,7 @@ class Node:
         if self._resident is not None:
             return self._resident.fabric
         if self._fabric is None:
-            self._fabric = Fabric(self.route_socket)
+            self._fabric = Fabric(self.route_socket, self._memory)
         return self._fabric
 
     @property

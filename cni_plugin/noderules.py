@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from json import dumps, loads
 
-from cni_plugin.fabric import PORTS, Fabric, cluster_of, stamp
+from cni_plugin.fabric import PORTS, Fabric, cluster_of
 from cni_plugin.fields import as_address, as_network
 from cni_plugin.hostports import DEFAULT_MARK_BIT
 from cni_plugin.kernel.messages import Message
@@ -26,7 +26,8 @@ def wanted(fabric: Fabric) -> NodeRules:
     """The rules of all networks: worked out when a record or an inventory changed."""
     memory = fabric.memory
     records = fabric.records.all()
-    marks = [(stamp(path), path) for path in {record.nodes for record in records if record.nodes}]
+    paths = {record.nodes for record in records if record.nodes}
+    marks = [(memory.stamp(path), path) for path in paths]
     basis = (records, marks, memory.epoch if marks else 0)
     whole = all(mark for mark, _ in marks)
     if memory.wanted is not None and whole and (memory.watched or not marks):

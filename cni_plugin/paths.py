@@ -161,7 +161,7 @@ def _device(own: Node, cross: CrossNode, carrier: Underlay, wanted: Offload) -> 
         overlay.device_name(cross.vni),
         cross.vni,
         cross.port,
-        node_peers.vtep_mac(cross.vni, own.name),
+        node_peers.vtep(cross.vni, own),
         carrier.local,
         carrier.link,
         cross.mtu or max(0, carrier.mtu - OVERHEAD[carrier.local.version]),
@@ -290,6 +290,8 @@ def _converge(
         if state.device is not None and index != state.device.ifindex:
             present = NOTHING  # they went with the device that was replaced
             before = KernelRouteTable(route_socket, index).owned()
+        elif state.device is not None and state.device.vxlan.mac != device.vxlan.mac:
+            present = present._replace(neighbours={})  # the kernel forgets them with the address
         if added := overlay.add_entries(route_socket, index, entries, present):
             words.append(f"set {added} neighbours and forwarding entries of {device.vxlan.name}")
     changes = routes.difference(wanted, before)

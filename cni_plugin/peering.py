@@ -18,6 +18,7 @@ from cni_plugin.kernel import overlay, underlay
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.nodelock import node_lock
 from cni_plugin.kernel.routetable import KernelRouteTable
+from cni_plugin.kernel.underlay import Way
 from cni_plugin.paths import Changes, Survey
 from cni_plugin.spec import CniError
 from cni_plugin.typed import NamedTuple
@@ -47,6 +48,8 @@ class Peering:
         self._made: _Made | None = None
         self._nodes: dict[str, Node] = {}
         self._peers: dict[str, Peers] = {}
+        self._ways: dict[str, tuple[Way, ...]] = {}  # of the plain routes
+        self._fit = False
 
     @property
     def survey(self) -> Survey | None:
@@ -72,7 +75,20 @@ class Peering:
             device = overlay.look(self._socket, name, mac)
             index = device.ifindex if device else 0
         self._remember(_Made(cluster, found, index))
+        self._fit = _is_fit(found, self._socket)
         return changes
+
+    def pod_mtu(self) -> int | None:
+        """The MTU of new pods by the paths to the peers, in bytes, 0 without peers; None while a
+        path is missing, or the overlay could not work: `cluster.pod_mtu` says why."""
+        if self._made is None or not self._fit:
+            return None
+        device = self._made.survey.device
+        plain = {way for ways in self._ways.values() for way in ways}  # most are alike
+        sizes = [underlay.path_mtu(self._socket, plain)]
+        if device is not None:
+            sizes.append(device.vxlan.mtu)
+        return min((size for size in sizes if size), default=0)
 
     def update(self, cluster: Cluster) -> Changes:
         """Make the paths right for the peers that differ from the last time.
@@ -107,6 +123,8 @@ class Peering:
         self._made = None
         self._nodes.clear()
         self._peers.clear()
+        self._ways.clear()
+        self._fit = False
 
     def _remember(self, made: _Made) -> None:
         self._made = made
@@ -120,7 +138,7 @@ class Peering:
             neighbours = {via: whole.neighbours[via] for via in through}
             tunnels = {mac: whole.tunnels[mac] for mac in neighbours.values()}
             self._nodes[node.name] = node
-            self._peers[node.name] = Peers(own, neighbours, tunnels)
+            self._note(made, node.name, Peers(own, neighbours, tunnels))
 
     # --- one peer -------------------------------------------------------------------------------
 
@@ -148,10 +166,16 @@ class Peering:
             self._forget()
             raise
         for name in gone:
-            del self._nodes[name], self._peers[name]
+            del self._nodes[name], self._peers[name], self._ways[name]
         self._nodes.update((node.name, node) for node in changed)
-        self._peers.update(wanted)
+        for name, peer in wanted.items():
+            self._note(made, name, peer)
         return changes
+
+    def _note(self, made: _Made, name: str, peer: Peers) -> None:
+        """What was made for a peer, and by which ways its plain routes lead."""
+        self._peers[name] = peer
+        self._ways[name] = tuple(made.survey.ways.each(peer.plain)) if peer.plain else ()
 
     def _start_again(self, made: _Made, gone: list[str], changed: list[Node]) -> Changes:
         """A resync with these changes to the peers that are remembered."""
@@ -166,7 +190,7 @@ class Peering:
         pair = Inventory(cluster.inventory.source, (cluster.own, node))
         near = survey.carrier.near if survey.carrier else None
         reach = partial(paths.reach, survey.ways)
-        survey.ways.forget(node.addresses)
+        survey.ways.forget(clusters.reached_at(node))
         survey.ways.ask(node_peers.candidates(pair, cluster.own, cluster.cross))
         decided = node_peers.desired(pair, cluster.own, cluster.cross, reach, near, survey.version)
         if not decided.tunnels:
@@ -201,6 +225,16 @@ class Peering:
         words = [f"set {added} entries of the overlay"] if added else []
         words += [f"removed {removed} entries of the overlay"] if removed else []
         return Changes(changes, tuple(words))
+
+
+def _is_fit(found: Survey, route_socket: RouteSocket) -> bool:
+    """Whether nothing is missing on the way to the peers that keeps their paths from working."""
+    try:
+        paths.refuse_unfit(found, route_socket)
+        paths.refuse_waiting(found)
+    except CniError:
+        return False
+    return True
 
 
 def _joined(parts: dict[str, Peers]) -> Peers:

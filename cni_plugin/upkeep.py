@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from cni_plugin.fabric import Fabric, Kept, Stamp, Verified, cluster_of, stamp, way_of
+from cni_plugin.fabric import Fabric, Kept, Stamp, Verified, cluster_of, way_of
 from cni_plugin.noderules import Refill, wanted
 from cni_plugin.records import NetworkRecord
 from cni_plugin.ruleset import NodeRules
@@ -88,7 +88,7 @@ def keep(fabric: Fabric, record: NetworkRecord, cluster: Cluster | None = None) 
     """
     if _is_kept(fabric, record):
         return []
-    epoch, inventory = fabric.memory.epoch, stamp(record.nodes)
+    epoch, inventory = fabric.memory.epoch, fabric.memory.stamp(record.nodes)
     fabric.given = {} if cluster is None else {way_of(record): cluster}
     try:
         fabric.records.remember(record)
@@ -110,7 +110,7 @@ def _is_kept(fabric: Fabric, record: NetworkRecord) -> bool:
         and kept.verified is memory.verified
         and kept.record == record
         and kept.records == fabric.records.stamp()
-        and (not record.nodes or kept.inventory == stamp(record.nodes))
+        and (not record.nodes or kept.inventory == memory.stamp(record.nodes))
         and _unmoved(fabric, kept.verified)
     )
 
@@ -181,10 +181,10 @@ def _look(fabric: Fabric, rules: NodeRules) -> list[str]:
 def keep_peers(fabric: Fabric, record: NetworkRecord) -> list[str]:
     """Make the paths to the peers what the record's inventory says; what was done, in words."""
     memory = fabric.memory
-    mark, epoch = stamp(record.nodes), memory.epoch
+    mark, epoch = memory.stamp(record.nodes), memory.epoch
     if memory.watched and mark and memory.synced.get(way_of(record)) == (mark, epoch):
         return []
-    if record not in peering(fabric):
+    if way_of(record) not in {way_of(known) for known in peering(fabric)}:  # whatever its subnets
         return []
     if memory.watched and memory.keep_peers is not None:
         return words(memory.keep_peers(fabric, record))
@@ -193,6 +193,14 @@ def keep_peers(fabric: Fabric, record: NetworkRecord) -> list[str]:
     done = words(clusters.sync(cluster_of(fabric, record), fabric.route_socket))
     memory.synced[way_of(record)] = (mark, epoch)
     return done
+
+
+def are_reached(fabric: Fabric, record: NetworkRecord) -> bool:
+    """Whether the paths to the peers were seen to be right, and nothing has happened since."""
+    memory, way = fabric.memory, way_of(record)
+    now = memory.stamp(record.nodes), memory.epoch
+    sized = memory.mtus.get(way, ((), 0, 0))[:2]  # by who has looked for what is missing as well
+    return memory.watched and now[0] != () and memory.synced.get(way) == now == sized
 
 
 def words(changes: Changes) -> list[str]:
@@ -243,7 +251,8 @@ def rule_differences(fabric: Fabric) -> list[str]:
 def pod_mtu(fabric: Fabric, record: NetworkRecord) -> int:
     """The MTU of the network's new pods by the paths to the peers, as `cluster.pod_mtu`: asked for
     when something changed."""
-    memory, mark, epoch = fabric.memory, stamp(record.nodes), fabric.memory.epoch
+    memory = fabric.memory
+    mark, epoch = memory.stamp(record.nodes), memory.epoch
     known = memory.mtus.get(way_of(record))
     if known is not None and mark and known[:2] == (mark, epoch) and memory.watched:
         return known[2]

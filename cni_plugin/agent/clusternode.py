@@ -19,13 +19,16 @@ from typing import Any, NamedTuple
 from cni_plugin import cluster as clusters
 from cni_plugin import conflists, netconf, resubnet, skel, upkeep
 from cni_plugin.cluster import Cluster
-from cni_plugin.fabric import Fabric, Memory, cluster_of, exact_stamp
+from cni_plugin.fabric import Fabric, Memory, cluster_of, exact_stamp, way_of
 from cni_plugin.inspection import status
+from cni_plugin.kernel import observe
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.membership import Membership
 from cni_plugin.netconf import NetConf
 from cni_plugin.node import Node as Caller
 from cni_plugin.node import record_of
+from cni_plugin.paths import Survey
+from cni_plugin.records import NetworkRecord
 from cni_plugin.sources import Announcement, Readiness
 from cni_plugin.spec import CniError, Code, IPNetwork, Request
 from ipam import config
@@ -95,9 +98,12 @@ class ClusterNode:
             return Outcome(Readiness(False, NOT_READY, message))
 
     def _bring_about(self, members: Membership) -> Outcome:
-        name = self._place.name
-        if members.own() is None:
+        name, member = self._place.name, members.own()
+        if member is None:
             return Outcome(Readiness(False, NO_NODE, f"the cluster has no node {name}"))
+        with RouteSocket() as route_socket:
+            local = observe.local_addresses(route_socket)
+        members.keep_out(clusters.node_networks(member.addresses, local))
         nodes = members.nodes()
         if nodes:
             self._write(nodes)
@@ -128,7 +134,17 @@ class ClusterNode:
             for what in [*changed.done, *upkeep.keep(fabric, record)]:
                 self._logger.info("set up", extra={"fields": {"what": what}})
             mtu = upkeep.pod_mtu(fabric, record)
-            return _announcement(cluster_of(fabric, record), conf, route_socket), mtu
+            cluster = cluster_of(fabric, record)
+            return _announcement(cluster, conf, self._survey(cluster, record, route_socket)), mtu
+
+    def _survey(
+        self, cluster: Cluster, record: NetworkRecord, route_socket: RouteSocket
+    ) -> Survey | None:
+        """What is known of the network, as far as the overlay needs it; None without one."""
+        if cluster.cross.backend == "host-gw":
+            return None
+        known = self._memory.survey(way_of(record)) if self._memory.survey is not None else None
+        return known or clusters.survey(cluster, route_socket)
 
     # --- the network configuration --------------------------------------------------------------
 
@@ -139,7 +155,7 @@ class ClusterNode:
     def _configure(self, subnets: tuple[IPNetwork, ...], mtu: int) -> None:
         """Write the configuration when a pod could be served by it. Raises CniError."""
         text = self._render(subnets, mtu)
-        caller = Caller(dict(environ))
+        caller = Caller(dict(environ), memory=self._memory)
         try:
             status(_request(text), caller)
         finally:
@@ -179,11 +195,10 @@ def _request(text: str) -> Request:
     )
 
 
-def _announcement(cluster: Cluster, conf: NetConf, route_socket: RouteSocket) -> Announcement:
+def _announcement(cluster: Cluster, conf: NetConf, found: Survey | None) -> Announcement:
     cross = conf.cross_node
-    if cross.backend == "host-gw":
+    if found is None:
         return Announcement(backend=cross.backend)
-    found = clusters.survey(cluster, route_socket)
     mac = node_peers.vtep_mac(cross.vni, cluster.own.name)
     if found.device is not None:
         address = found.device.vxlan.local

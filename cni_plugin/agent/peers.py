@@ -10,10 +10,10 @@ from __future__ import annotations
 from threading import Lock
 
 from cni_plugin import waiting
-from cni_plugin.fabric import Fabric, Memory, Way, cluster_of, stamp, way_of
+from cni_plugin.fabric import Fabric, Memory, Way, cluster_of, way_of
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.watch import RouteWatch
-from cni_plugin.paths import Changes
+from cni_plugin.paths import Changes, Survey
 from cni_plugin.peering import Peering
 from cni_plugin.records import NetworkRecord
 
@@ -40,6 +40,11 @@ class SharedPeers:
         survey = self._peering.survey if self._peering is not None else None
         return survey.offload.reason if survey is not None else ""
 
+    def survey(self, way: Way) -> Survey | None:
+        """What the last `keep` found out of the network for a way; None if it was another's."""
+        peering = self._peering
+        return peering.survey if peering is not None and way == self._way else None
+
     def keep(self, fabric: Fabric, record: NetworkRecord, whole: bool = False) -> Changes:
         """Make the paths what the record's inventory says: what changed since the last time, or,
         after a change of links and routes and when asked for the `whole`, compared with the kernel.
@@ -60,7 +65,7 @@ class SharedPeers:
 
     def _keep(self, fabric: Fabric, record: NetworkRecord, whole: bool) -> Changes:
         memory, way = self._memory, way_of(record)
-        mark, epoch = stamp(record.nodes), memory.epoch
+        mark, epoch = memory.stamp(record.nodes), memory.epoch
         if not whole and mark and memory.synced.get(way) == (mark, epoch):
             return Changes()  # somebody else was faster
         cluster = cluster_of(fabric, record)
@@ -76,6 +81,9 @@ class SharedPeers:
             changes = self._peering.update(cluster)
         self._epoch = epoch
         memory.synced[way] = (mark, epoch)
+        mtu = self._peering.pod_mtu()
+        if mtu is not None:
+            memory.mtus[way] = (mark, epoch, mtu)
         return changes
 
     def _forget(self) -> None:

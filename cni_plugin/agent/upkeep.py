@@ -69,6 +69,7 @@ class Upkeep:
             undo.callback(setattr, self._memory, "watched", False)
             self._peers = SharedPeers(self._memory, routes)
             self._memory.keep_peers = self._peers.keep
+            self._memory.survey = self._peers.survey
             thread.start()
             undo.pop_all()
         self._thread = thread
@@ -90,7 +91,7 @@ class Upkeep:
             self._logger.exception("the upkeep ended")
         finally:
             self._memory.watched = False
-            self._memory.keep_peers = None
+            self._memory.keep_peers = self._memory.survey = None
             if self._peers is not None:
                 self._peers.close()
             routes.close()
@@ -148,9 +149,13 @@ class Upkeep:
         records = self._memory.records
         try:
             paths = {record.nodes for record in records.all() if record.nodes} if records else set()
-            return (records and records.stamp(), *(_state(path) for path in sorted(paths)))
+            return (records and records.stamp(), *map(self._state_of_inventory, sorted(paths)))
         except (CniError, OSError) as e:
             return (str(e),)
+
+    def _state_of_inventory(self, path: str) -> object:
+        """None for one that is as this agent wrote it: who did that heeds it, too."""
+        return None if self._memory.stamp_written(path) else _state(path)
 
     # --- a look --------------------------------------------------------------------------------
 

@@ -84,10 +84,12 @@ def refuse_unusable(
     refuse_other_kind(link)
     if not gateways:
         return
-    for present in observe.addresses(route_socket, link.ifindex):
-        for gateway in gateways:
-            if present not in gateways and in_conflict(gateway, present):
-                raise _conflict(name, gateway, present)
+    present = observe.addresses(route_socket, link.ifindex)
+    missing = [gateway for gateway in gateways if gateway not in present]  # as an ADD looks at it
+    for other in present:
+        for gateway in missing:
+            if other not in gateways and in_conflict(gateway, other):
+                raise _conflict(name, gateway, other)
 
 
 def _create(route_socket: RouteSocket, bridge: Bridge, undo: ExitStack) -> bool:

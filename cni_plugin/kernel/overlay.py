@@ -202,13 +202,14 @@ def adjust(route_socket: RouteSocket, wanted: Device, present: Device) -> None:
         route_socket.batch(batch)
         if not present.sound:
             _raise(route_socket, wanted, index)
-        for address in present.addresses - wanted.addresses:
-            route_socket.batch(
-                [messages.delete_address(address, index, name)], ignore=(errnos.EADDRNOTAVAIL,)
-            )
+        # First the new ones: with its last IPv4 address a link loses its routes and neighbours.
         for address in sorted(wanted.addresses - present.addresses, key=str):
             route_socket.batch(
                 [messages.add_address(address, index, name, dad=False)], ignore=(errnos.EEXIST,)
+            )
+        for address in present.addresses - wanted.addresses:
+            route_socket.batch(
+                [messages.delete_address(address, index, name)], ignore=(errnos.EADDRNOTAVAIL,)
             )
     except KernelError as e:
         raise _explained(route_socket, e, wanted.vxlan) from e

@@ -5,7 +5,8 @@ changes. What these mean for this node is decided elsewhere (`membership`): a so
 of routes, and refuses nothing.
 
 Rules:
-- The first change is `Listed`, and so is the first after whatever the source may have missed.
+- The first change is `Listed`, and so are the first after `Away` and the first after whatever the
+  source may have missed.
 - What was told stays true until the source tells otherwise: `Away` says only that nothing new can
   be heard now.
 - `follow` runs in a thread of the agent's; `announce`, `say_ready` and `report` are called by

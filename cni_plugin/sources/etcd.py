@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Event, Lock, Thread
+from typing import Any
 
 from cni_plugin.fields import invalid
 from cni_plugin.sources import Announcement, Away, Change, Listed, Member, Readiness, SourceError
@@ -29,11 +30,12 @@ from cni_plugin.sources.etcd_messages import (
     UnreachableError,
     Write,
 )
-from cni_plugin.sources.etcd_options import EtcdOptions
+from cni_plugin.sources.etcd_options import PODWIRE, EtcdOptions
 from cni_plugin.spec import CniError, Code
 
 _log = logging.getLogger(__name__)
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds, from one attempt to the next
+_START_SECONDS = 2.0  # for each endpoint: an agent that starts does not wait long
 _SHORT = 1.0  # seconds: a watch that breaks sooner is not tried again at once
 _RENEWAL_PAUSE = 5.0  # seconds, at most, after a renewal that failed
 
@@ -66,19 +68,38 @@ class EtcdSource:
     # --- the network ----------------------------------------------------------------------------
 
     def network(self) -> Network:
-        """What the cluster's nodes agree on; the first node of all writes it.
+        """What the cluster's nodes agree on; the first node of all writes it. For the start of an
+        agent, which does not wait long.
 
-        For the start of an agent: raises CniError 7 when this node's options say otherwise, or
-        neither etcd nor they say anything, and SourceError when etcd can't be asked.
+        Raises CniError 7 when this node's options say otherwise, or neither etcd nor they say
+        anything, and SourceError when etcd can't be asked.
         """
+        options = self._options
+        gateway = Gateway(options.endpoints, options.tls(), options.login(), _START_SECONDS)
         try:
-            return self._agreed()
+            return self._agreed(gateway)
         except EtcdError as e:
             raise SourceError(f"etcd: {e}") from e
+        finally:
+            gateway.close()
 
-    def _agreed(self) -> Network:
+    def conf_keys(self) -> Mapping[str, Any]:
+        """What the network configuration has to say, for the start of an agent; nothing in
+        podwire's layout. While etcd is away it is what it was in this node's earlier life.
+
+        Raises CniError 7 as `network` does, and SourceError when nothing is known.
+        """
+        try:
+            return self.network().conf_keys()
+        except SourceError:
+            remembered = self._lease.remembered
+            if self._options.form != PODWIRE and not remembered.conf:
+                raise
+            return remembered.conf
+
+    def _agreed(self, gateway: Gateway) -> Network:
         key = self._layout.config_key
-        found = self._gateway.get(key).get(key)
+        found = gateway.get(key).get(key)
         if found is None:
             config = self._layout.config(self._options.pools) if self._options.pools else None
             if config is None:
@@ -87,8 +108,8 @@ class EtcdSource:
                     f"etcd has no {key}",
                     "give the first node --etcd-pool; a flannel network's is made by people",
                 )
-            self._gateway.swap({key: 0}, [Write(key, config)])
-            found = self._gateway.get(key).get(key, KeyValue(key))
+            gateway.swap({key: 0}, [Write(key, config)])
+            found = gateway.get(key).get(key, KeyValue(key))
         network = self._layout.network(found.value)
         if self._options.pools and self._options.pools != network.pools:
             ours, theirs = (
@@ -134,7 +155,7 @@ class EtcdSource:
         with self._lock:
             self._look_again = False
         try:
-            network = self._agreed()
+            network = self._agreed(self._gateway)
         except CniError as e:  # nothing is to be heard either before people have mended it
             raise EtcdError(f"{e.msg} ({e.details})" if e.details else e.msg) from e
         lacking: tuple[Member, ...] = ()

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from cni_plugin.crossnode import DEFAULT_PORT, DEFAULT_VNI
 from cni_plugin.fields import Fields, invalid
-from cni_plugin.sources import Announcement, Member
+from cni_plugin.sources import Member
 from cni_plugin.sources.etcd_layout import (
     Network,
     Own,
@@ -44,10 +44,11 @@ from ipam.peers import vtep_mac
 PREFIX = "/coreos.com/network"
 _BACKENDS = ("vxlan", "host-gw")
 _LONGEST = 30  # of SubnetLen
+_OVERHEAD = 50  # bytes; flannel's MTU is that of the packets outside, podwire's that of the device
 
 
 class _Vxlan(NamedTuple):
-    """flannel's vxlan backend, as far as it matters to its peers."""
+    """flannel's vxlan backend, as far as it matters to its peers; `mtu` as podwire counts it."""
 
     vni: int
     port: int
@@ -95,7 +96,10 @@ class FlannelLayout:
         return found if isinstance(found, IPv4Network) else None
 
     def value(self, own: Own, cidrs: Sequence[IPNetwork], said: Said, network: Network) -> bytes:
-        """The MAC address is known before the overlay is there: peers derive ours so too."""
+        """The MAC address follows from the node's name, and is known before the overlay is there.
+
+        PublicIP is what a lease is known by, so it is the address that the agent was given.
+        """
         document: dict[str, object] = {
             "PublicIP": str(public_address(own)),
             "PublicIPv6": None,
@@ -107,12 +111,8 @@ class FlannelLayout:
         return json.dumps(document, separators=(",", ":")).encode()
 
     def said(self, kv: KeyValue) -> Said:
-        try:
-            data = decoded(kv.value, kv.key, any_case=True).child("BackendData")
-            mac = as_mac(data.text("VtepMAC"), "") if data.has("VtepMAC") else ""
-        except CniError:
-            return Said()  # it is written anew then
-        return Said(Announcement(vtep_mac=mac))
+        """Nothing: the MAC address may be that of a flannel which was here before."""
+        return Said()
 
     def member(self, kv: KeyValue, network: Network) -> Member:
         since = f"{kv.create_revision:020}"
@@ -171,7 +171,7 @@ def _member(fields: Fields, address: IPAddress, subnet: IPNetwork, network: Netw
     if vni != network.vni:
         raise invalid(data.at("VNI"), vni, f"expected {network.vni}, as the others have it")
     return found._replace(
-        overlay_address=subnet.network_address,
+        overlay_address=address,
         vtep_mac=as_mac(data.text("VtepMAC"), data.at("VtepMAC")),
         backend=f"vxlan vni={network.vni} port={network.port}",
     )
@@ -221,6 +221,6 @@ def _vxlan(backend: Fields) -> _Vxlan:
     return _Vxlan(
         DEFAULT_VNI if vni is None else vni,
         port or DEFAULT_PORT,
-        backend.integer("MTU", 0, 65535) or 0,
+        max(0, (backend.integer("MTU", 0, 65535) or 0) - _OVERHEAD),
         backend.flag("DirectRouting"),
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cni_plugin.fields import Fields, as_address, as_network, invalid
 from cni_plugin.sources import Announcement, Member, Readiness
@@ -35,13 +35,20 @@ class Own(NamedTuple):
 
 class Network(NamedTuple):
     """What the cluster's nodes agree on. Of `backend` and what follows it podwire's own layout says
-    nothing: "" and 0. `mtu` 0 means that it follows the underlay."""
+    nothing: "" and 0. `mtu` is that of the overlay's device; 0: it follows the underlay."""
 
     pools: tuple[Pool, ...]
     backend: str = ""
     vni: int = 0
     port: int = 0
     mtu: int = 0
+
+    def conf_keys(self) -> dict[str, Any]:
+        """What the nodes' network configuration has to say, so that they reach each other."""
+        keys: dict[str, Any] = {"backend": self.backend} if self.backend else {}
+        if self.vni:
+            keys["vxlan"] = {"vni": self.vni, "port": self.port, "mtu": self.mtu}
+        return keys
 
 
 class Said(NamedTuple):

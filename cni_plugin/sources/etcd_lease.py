@@ -54,13 +54,20 @@ class SubnetLease:
         self._lock = RLock()
         self._remembered = state.load(state_file, layout.subnets)
         self._announced: Announcement | None = None
+        self._written: tuple[Announcement, Claim] | None = None  # None: it has to be looked at
         self._status: bytes | None = None
+        self._said_ready: tuple[Readiness, Claim] | None = None
         self._lease = 0
         self._claim: Claim | None = None
 
     @property
     def claim(self) -> Claim | None:
         return self._claim
+
+    @property
+    def remembered(self) -> state.Remembered:
+        """Of this life, or else of an earlier one."""
+        return self._remembered
 
     # --- claiming -----------------------------------------------------------------------------
 
@@ -152,7 +159,7 @@ class SubnetLease:
         return writes
 
     def _hold(self, claim: Claim, said: Said) -> None:
-        remembered = state.Remembered(claim.cidrs, said.since)
+        remembered = state.Remembered(claim.cidrs, said.since, claim.network.conf_keys())
         if self._claim is None or self._claim.cidrs != claim.cidrs:
             _log.info("this node's subnets are %s", ", ".join(str(cidr) for cidr in claim.cidrs))
         if remembered != self._remembered:
@@ -180,6 +187,7 @@ class SubnetLease:
         claim = self._claim
         if claim is None or event.kv.key not in claim.keys:
             return False
+        self._written = None
         if event.deleted or event.kv.lease not in (0, claim.lease):
             return True
         return not self._layout.is_own(self._layout.member(event.kv, claim.network), self._own)
@@ -187,16 +195,24 @@ class SubnetLease:
     # --- telling ------------------------------------------------------------------------------
 
     def announce(self, announcement: Announcement) -> None:
-        """Put it into our keys, and into those that are claimed later. Raises SourceError."""
+        """Put it into our keys, and into those that are claimed later. What was put there already
+        costs nothing. Raises SourceError."""
         with self._lock:
             self._announced = announcement
             claim = self._held()
+            if self._written == (announcement, claim):
+                return
             said = Said(announcement, self._remembered.since)
             value = self._layout.value(self._own, claim.cidrs, said, claim.network)
+            self._written = announcement, claim  # unless somebody else writes meanwhile
             try:
                 self._put(claim, value)
             except EtcdError as e:
+                self._written = None
                 raise SourceError(f"etcd: {e}") from e
+            except SourceError:
+                self._written = None
+                raise
 
     def _put(self, claim: Claim, value: bytes) -> None:
         for _ in range(_TRIES):
@@ -213,18 +229,22 @@ class SubnetLease:
         raise SourceError("etcd: this node's subnet was lost, and is being claimed again")
 
     def say(self, readiness: Readiness) -> bool:
-        """Put it at the node's status key; False where there is none. Raises SourceError."""
+        """Put it at the node's status key if it is new; False where there is none. Raises
+        SourceError."""
         key = self._layout.status_key(self._own.name)
         if key is None:
             return False
         with self._lock:
+            claim = self._held()
+            if self._said_ready == (readiness, claim):
+                return True
             moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             self._status = status(readiness, moment)
-            claim = self._held()
             try:
                 self._gateway.swap({}, [Write(key, self._status, claim.lease)])
             except EtcdError as e:
                 raise SourceError(f"etcd: {e}") from e
+            self._said_ready = readiness, claim
         return True
 
     def _held(self) -> Claim:

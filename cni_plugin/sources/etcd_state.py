@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from cni_plugin.fields import as_network
 from cni_plugin.sources.etcd_layout import decoded
@@ -15,10 +16,12 @@ _log = logging.getLogger(__name__)
 
 
 class Remembered(NamedTuple):
-    """`since` is when the node got its first subnet, in RFC 3339; "" when it had none."""
+    """`since` is when the node got its first subnet, in RFC 3339; "" when it had none. `conf` is
+    what the cluster's network configuration has to say (`Network.conf_keys`)."""
 
     cidrs: tuple[IPNetwork, ...] = ()
     since: str = ""
+    conf: Mapping[str, Any] = {}
 
 
 def load(path: str, prefix: str) -> Remembered:
@@ -29,7 +32,7 @@ def load(path: str, prefix: str) -> Remembered:
         if fields.text("prefix") != prefix:
             return Remembered()
         cidrs = tuple(as_network(value, at) for at, value in fields.items("podCIDRs"))
-        return Remembered(cidrs, fields.text("since"))
+        return Remembered(cidrs, fields.text("since"), dict(fields.child("conf").obj))
     except FileNotFoundError:
         return Remembered()
     except (OSError, CniError) as e:
@@ -43,6 +46,7 @@ def save(path: str, prefix: str, remembered: Remembered) -> None:
         "prefix": prefix,
         "podCIDRs": [str(cidr) for cidr in remembered.cidrs],
         "since": remembered.since,
+        "conf": dict(remembered.conf),
     }
     new = f"{path}.new"
     try:

@@ -15,7 +15,8 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import httpx2
 import msgspec
@@ -49,10 +50,11 @@ class Transport(httpx2.HTTPTransport):
     def __init__(self, context: ssl.SSLContext, token_file: str) -> None:
         super().__init__(verify=context, trust_env=False, socket_options=_KEEPALIVE)
         self._token_file = token_file
-        self._lock = Lock()
-        self._interrupted = False
         self._opened: Callable[[], None] | None = None
         self._watch: httpx2.Response | None = None
+        self._lock = Lock()
+        self._interrupted = False
+        self._connections: WeakSet[socket.socket] = WeakSet()
 
     def expect_watch(self, opened: Callable[[], None]) -> None:
         """The next watch is wanted; `opened` is called when the server has agreed to it."""
@@ -64,6 +66,7 @@ class Transport(httpx2.HTTPTransport):
         if self._token_file:
             with open(self._token_file, encoding="utf-8") as file:
                 request.headers["Authorization"] = f"Bearer {file.read().strip()}"
+        request.extensions["trace"] = self._note_connection
         if "watch" not in request.url.params:
             return super().handle_request(request)
         opened, self._opened = self._opened, None
@@ -72,32 +75,39 @@ class Transport(httpx2.HTTPTransport):
         patience = float(request.url.params["timeoutSeconds"]) + _SPARE_SECONDS
         request.extensions["timeout"]["read"] = patience
         request.url = request.url.copy_merge_params({"allowWatchBookmarks": "true"})
-        response = super().handle_request(request)
-        with self._lock:
-            self._watch = response
-            if self._interrupted:
-                raise httpx2.ReadError("interrupted")
-        if response.status_code == httpx2.codes.OK:
+        self._watch = super().handle_request(request)
+        if self._watch.status_code == httpx2.codes.OK:
             opened()
-        return response
+        return self._watch
 
     def watch_is_over(self) -> None:
         """Close its connection; lightkube leaves that to the garbage collector."""
-        with self._lock:
-            over, self._watch = self._watch, None
+        over, self._watch = self._watch, None
         if over is not None:
             over.close()
 
     def interrupt(self) -> None:
-        """End the watch and refuse all requests to come; from any thread."""
+        """End what is going on and refuse all requests to come; from any thread."""
         with self._lock:
             self._interrupted = True
-            if self._watch is None:
-                return
-            connection = self._watch.extensions["network_stream"].get_extra_info("socket")
-            with suppress(OSError):  # it was closed meanwhile
-                # Past SSLSocket's own, which would take away what the other thread reads by.
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+            for connection in self._connections:
+                _shut(connection)
+
+    def _note_connection(self, event: str, info: dict[str, Any]) -> None:
+        """Called by the HTTP client at each step of a request."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            connection = info["return_value"].get_extra_info("socket")
+            with self._lock:
+                self._connections.add(connection)
+                if self._interrupted:
+                    _shut(connection)
+
+
+def _shut(connection: socket.socket) -> None:
+    """Make whoever reads there find the end."""
+    with suppress(OSError):  # it is closed, or one of TLS has taken its place
+        # Past SSLSocket's own, which would take away what the other thread reads by.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 # --- how to get there -----------------------------------------------------------------------------

@@ -18,7 +18,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from threading import Event as Flag
 from threading import Lock
 from typing import NamedTuple
@@ -27,7 +26,6 @@ from cni_plugin.sources import Announcement, Change, Readiness, SourceError
 from cni_plugin.sources.kubenode import annotations_to_change, condition_to_write
 from cni_plugin.sources.kubetypes import SERVICE_ACCOUNT, Access, ApiFailure, NodeApi
 from cni_plugin.sources.kubeview import Own, View
-from cni_plugin.spec import CniError, Code
 
 _SHORTEST, _LONGEST = 0.5, 30.0  # seconds between two attempts
 _LIVED = 5.0  # seconds after which a watch that ended was no failure
@@ -57,10 +55,7 @@ def access(options: Options) -> Access:
 
 
 class KubernetesSource:
-    """Implements `Source`. `connect` makes a client, `now` is the time of day in seconds.
-
-    Raises CniError 7 when the client library is not installed.
-    """
+    """Implements `Source`. `connect` makes a client, `now` is the time of day in seconds."""
 
     def __init__(
         self,
@@ -69,8 +64,6 @@ class KubernetesSource:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._node_name = options.node_name
-        if connect is None:
-            _refuse_without_library()
         self._connect = connect or (lambda: _client(access(options)))
         self._now = now
         self._stopped = Flag()
@@ -179,15 +172,6 @@ def pause(failures: int) -> float:
     """Seconds to wait after so many failures in a row: doubling, and no two nodes alike."""
     longest = min(_LONGEST, _SHORTEST * 2 ** min(failures + 1, 16))
     return random.uniform(max(_SHORTEST, longest / 2), longest)  # noqa: S311 - to spread
-
-
-def _refuse_without_library() -> None:
-    if find_spec("lightkube") is None:
-        raise CniError(
-            Code.INVALID_CONFIG,
-            "--kubernetes: the package lightkube is not installed",
-            "pip install 'podwire[kubernetes]', or use the executable, which has it",
-        )
 
 
 def _client(access: Access) -> NodeApi:

@@ -26,6 +26,14 @@ _SUBNETS = {"n1": "10.244.1.0/24", "n2": "10.244.2.0/24"}
 _ADDRESSES = {"n1": "10.88.90.2", "n2": "10.88.90.3"}
 _INVENTORY = "/var/lib/podwire/nodes.json"
 _MOST_BYTES = 20_000_000
+_HOST_PORT, _RATE = 8080, 200_000_000  # the rate in bits a second
+_EXTRAS = {
+    "runtimeConfig": {
+        "portMappings": [{"hostPort": _HOST_PORT, "containerPort": 80, "protocol": "tcp"}],
+        "bandwidth": {"ingressRate": _RATE, "ingressBurst": _RATE},
+    },
+    "capabilities": {"portMappings": True, "bandwidth": True},
+}
 
 # What a pod answers to whoever connects: the address that it sees.
 _SERVER = """
@@ -37,7 +45,7 @@ with socket.create_server(("0.0.0.0", 80)) as listener:
 """
 _CLIENT = """
 import socket, sys
-with socket.create_connection((sys.argv[1], 80), timeout=5) as asked:
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as asked:
     print(asked.recv(100).decode())
 """
 
@@ -133,9 +141,14 @@ class Nodes:
         )
         return pod
 
-    def seen_by(self, source: Pod, target: str) -> str:
+    def ports(self, node: str) -> list[str]:
+        """The ports of the node's bridge."""
+        return self.run(node, "ip", "-o", "link", "show", "master", "cni0").splitlines()
+
+    def seen_by(self, source: Pod, target: str, port: int = 80) -> str:
         """The address that `target` sees when the pod connects to it."""
-        inside = ("ip", "netns", "exec", source.name, "python3", "-c", _CLIENT, target)
+        client = ("python3", "-c", _CLIENT, target, str(port))
+        inside = ("ip", "netns", "exec", source.name, *client)
         found = netns.wait_until(
             lambda: self.run(source.node, *inside, check=False).strip(),
             what=f"an answer of {target}",
@@ -148,8 +161,9 @@ def nodes(docker: Dockerd, docker_compose_project_name: str, docker_services: ob
     return Nodes(docker, docker_compose_project_name)
 
 
-def conf_of(node: str) -> dict[str, Any]:
+def conf_of(node: str, **more: Any) -> dict[str, Any]:
     return {
+        **more,
         "cniVersion": "1.0.0",
         "name": "podwire",
         "type": "podwire",
@@ -173,12 +187,17 @@ def test_the_image_holds_the_executable_alone(docker: Dockerd) -> None:
 
     options = ("--rm", "--network=none", "--cap-drop=ALL")
     assert docker("run", *options, _IMAGE, "--version").stdout.startswith(f"podwire {VERSION}")
+    # As in the DaemonSet on a node of kind: two folders to write to, /run noexec.
+    folders = ("--read-only", "--tmpfs=/run/podwire:noexec,mode=755", "--volume=/var/lib/podwire")
+    assert docker("run", *options, *folders, _IMAGE, "--version").stdout.startswith("podwire ")
     refused = docker("run", *options, "--read-only", _IMAGE, "--version", check=False)
     assert refused.returncode == 1
     assert "no folder to unpack podwire's runtime into" in refused.stderr
 
 
-def test_pods_of_two_nodes(docker: Dockerd, nodes: Nodes) -> None:
+def test_pods_of_two_nodes(nodes: Nodes) -> None:
+    """Each sees the other's own address. n1's pods, a port of the node and a limit among them, are
+    made by an agent with no more rights than the DaemonSet's, n2's by a process for each call."""
     inventory = {
         "nodes": [
             {"name": name, "addresses": [f"{_ADDRESSES[name]}/24"], "podCIDRs": [_SUBNETS[name]]}
@@ -187,21 +206,21 @@ def test_pods_of_two_nodes(docker: Dockerd, nodes: Nodes) -> None:
     }
     for node in _SUBNETS:
         nodes.write(node, _INVENTORY, json.dumps(inventory))
-    pods = [
-        nodes.add(node, name, conf_of(node))
-        for node, name in (("n1", "a"), ("n1", "b"), ("n2", "c"), ("n2", "d"))
-    ]
+    confs = {"a": conf_of("n1", **_EXTRAS), "b": conf_of("n1"), "c": conf_of("n2")}
+    pods = [nodes.add(conf["nodeName"], name, conf) for name, conf in confs.items()]
+    assert [pod.address for pod in pods] == ["10.244.1.2", "10.244.1.3", "10.244.2.2"]
     for source in pods:
-        assert source.address in ("10.244.1.2", "10.244.1.3", "10.244.2.2", "10.244.2.3")
         for target in pods:
             assert nodes.seen_by(source, target.address) == source.address
+    c = pods[-1]
+    assert nodes.seen_by(c, _ADDRESSES["n1"], _HOST_PORT) == c.address
+    limits = nodes.run("n1", "tc", "qdisc", "show")
+    assert f"rate {_RATE // 1_000_000}Mbit" in limits
 
-    served = [line for line in nodes.logs("agent-n1").splitlines() if "msg=served" in line]
-    assert len(served) == 2, nodes.logs("agent-n1")
-    assert all("outcome=ok" in line for line in served)
     for pod in pods:
-        nodes.call("DEL", pod.name, pod.node, conf_of(pod.node))
+        nodes.call("DEL", pod.name, pod.node, confs[pod.name])
+    outcomes = [line for line in nodes.logs("agent-n1").splitlines() if "msg=served" in line]
+    assert len(outcomes) == 4, nodes.logs("agent-n1")
+    assert all("outcome=ok" in line for line in outcomes)
     for node in _SUBNETS:
-        assert "veth" not in nodes.run(node, "ip", "-o", "link", "show", "type", "veth").replace(
-            "eth0", ""
-        )
+        assert nodes.ports(node) == []

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cni_plugin.sources import Announcement, Gone, Listed, Readiness, SourceError
-from tests.support.etcd import Bench, Follower
+from cni_plugin.sources.etcd_messages import Write
+from tests.support.etcd import Bench, Follower, key_of
 
 POOL = "10.244.0.0/16"
 
@@ -171,3 +172,25 @@ def test_readiness_is_at_the_status_key(bench: Bench) -> None:
         "all is well",
     )
     assert bench.look.keep(kv.lease) > 0
+    first.source.say_ready(Readiness(False, "NetworkNotReady", "no link"))
+    assert json.loads(bench.at("/podwire/status/node-1").value)["ready"] is False
+
+
+def test_what_was_said_already_costs_nothing(bench: Bench) -> None:
+    """An agent says all of it again and again."""
+    first = bench.follow(1)
+    (cidr,) = first.listed().pod_cidrs
+    told = Announcement("02:00:00:00:00:02", None, "vxlan")
+    for _ in range(2):
+        first.source.announce(told)
+        first.source.say_ready(Readiness(True, "PodwireReady", ""))
+        first.member("node-1", lambda member: member.backend == "vxlan")
+    before = bench.look.range("/podwire/")
+    first.source.announce(told)
+    first.source.say_ready(Readiness(True, "PodwireReady", ""))
+    assert bench.look.range("/podwire/") == before
+    changed = bench.held(cidr).value.replace(b'"vxlan"', b'"other"')
+    bench.look.swap({}, [Write(key_of(cidr), changed, bench.held(cidr).lease)])
+    first.member("node-1", lambda member: member.backend == "other")
+    first.source.announce(told)
+    first.member("node-1", lambda member: member.backend == "vxlan")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin.sources import Announcement, Away, Gone, Listed, Put, Readiness
+from cni_plugin.sources import Announcement, Away, Gone, Listed, Put, Readiness, SourceError
 from cni_plugin.sources.etcd import EtcdSource
 from cni_plugin.sources.etcd_messages import Write
 from ipam.peers import vtep_mac
@@ -59,7 +59,7 @@ def test_both_ways(bench: Bench) -> None:
         since="",
         addresses=(ip_address("192.168.64.3"),),
         pod_cidrs=(ip_network("10.5.52.0/24"),),
-        overlay_address=ip_address("10.5.52.0"),
+        overlay_address=ip_address("192.168.64.3"),
         vtep_mac="c6:d2:32:6f:8f:44",
         backend="vxlan vni=1 port=8472",
         problem="",
@@ -104,7 +104,7 @@ def test_our_own_lease_is_known_by_the_address(bench: Bench) -> None:
     own = join(bench).listed()
     assert own.pod_cidrs == (ip_network("10.5.34.0/24"),)
     assert bench.at(key).lease == lease
-    assert own.vtep_mac == "c6:d2:32:6f:8f:44"
+    assert own.vtep_mac == vtep_mac(1, "node-1")  # flannel's device goes with flannel
 
 
 def test_a_reservation(bench: Bench) -> None:
@@ -144,10 +144,22 @@ def test_the_network_is_told(bench: Bench) -> None:
         "Backend": {"type": "vxlan", "vni": 7, "DirectRouting": True},
     }
     bench.put("/coreos.com/network/config", json.dumps(config).encode())
+    keys = {"backend": "auto", "vxlan": {"vni": 7, "port": 8472, "mtu": 0}}
     source = EtcdSource(bench.options(1, pool="", form="flannel"))
-    network = source.network()
+    assert source.conf_keys() == keys
     source.stop()
-    assert (network.backend, network.vni, network.port) == ("auto", 7, 8472)
+    join(bench).listed()
+    bench.etcd.kill()
+    source = EtcdSource(bench.options(1, pool="", form="flannel"))
+    assert source.conf_keys() == keys  # as in an earlier life
+    source.stop()
+    source = EtcdSource(bench.options(2, pool="", form="flannel"))
+    with pytest.raises(SourceError):
+        source.conf_keys()
+    source.stop()
+    source = EtcdSource(bench.options(2))
+    assert source.conf_keys() == {}
+    source.stop()
 
 
 def test_a_backend_that_we_have_not(bench: Bench) -> None:

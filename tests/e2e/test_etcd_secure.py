@@ -100,10 +100,12 @@ def test_certificates_that_will_not_do(
     follower = Follower(node_options(tmp_path, 1, secure.url, **given))
     try:
         reason = follower.wait_for(Away).reason
+        assert follower.pending(1) == []
     finally:
         follower.stop()
-    wanted = "verify failed" if wrong == "unknown server" else "alert|required|bad certificate"
-    assert any(word in reason for word in wanted.split("|")), reason
+    # What a client hears of a server that wants another certificate depends on who is faster.
+    assert wrong != "unknown server" or "certificate verify failed" in reason
+    assert secure.url in reason
 
 
 def test_users(bench: Bench) -> None:

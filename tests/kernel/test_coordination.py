@@ -212,6 +212,15 @@ def test_an_own_subnet_that_is_another_s(follow):
     assert not node.has_conflist()
 
 
+def test_a_peer_s_subnet_that_is_this_node_s_network(follow):
+    """It costs that peer its pods, and nobody else."""
+    node = follow(0)
+    wrong = member("node-1", "192.168.1.3", "192.168.1.128/25")
+    node.source.tell(Listed((MEMBERS[0], wrong, MEMBERS[2])))
+    node.wait_for_state("PodwireReady")
+    assert node.owned() == {"10.244.2.0/24"}
+
+
 def test_a_configuration_that_somebody_removed_is_written_again(follow, monkeypatch):
     monkeypatch.setattr("cni_plugin.agent.coordination._WHOLE_S", 0.2)
     monkeypatch.setattr("cni_plugin.agent.coordination._TICK_S", 0.2)

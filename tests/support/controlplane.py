@@ -18,17 +18,15 @@ import http.client
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
-
 from tests.support import netns, require
 from tests.support.apiclient import Api, ApiError, Object
+from tests.support.kubeprograms import component, etcd, minor_version
 from tests.support.netns import Namespace
 
 _DUAL_STACK = 23  # the first 1.x with both families and no gate before it
@@ -67,9 +65,9 @@ class ControlPlane:
         api_options: Sequence[str] = (),
     ) -> None:
         names = ("kube-apiserver", *(("kube-controller-manager",) if pod_cidrs else ()))
-        self._programs = {"etcd": _etcd(), **{name: component(name) for name in names}}
+        self._programs = {"etcd": etcd(), **{name: component(name) for name in names}}
         self.folder, self._place = str(folder), place
-        self._minor = _minor_version(self._programs["kube-apiserver"])
+        self._minor = minor_version(self._programs["kube-apiserver"])
         self._address, self._authorization = address, authorization
         self._service_cidrs, self._api_options = tuple(service_cidrs), tuple(api_options)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -278,7 +276,9 @@ class ControlPlane:
                 return False
             client = self.client(self.admin_token)
             try:
-                return client.get("/readyz") == {"text": "ok"}
+                # It makes that namespace a moment after it says that it is ready.
+                ready = client.get("/readyz") == {"text": "ok"}
+                return ready and bool(client.get("/api/v1/namespaces/default"))
             finally:
                 client.close()
         except (OSError, ApiError):
@@ -310,33 +310,6 @@ class ControlPlane:
         for one in made:
             one.close()
         return port or free[0], free[1], free[2]
-
-
-def component(name: str) -> str:
-    """The path of a program of Kubernetes, or skip."""
-    folder = os.environ.get("KUBEBUILDER_ASSETS", "")
-    if folder and os.access(os.path.join(folder, name), os.X_OK):
-        return os.path.join(folder, name)
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is missing: set KUBEBUILDER_ASSETS to a folder with it")
-    return found
-
-
-def _etcd() -> str:
-    folder = os.environ.get("KUBEBUILDER_ASSETS", "")
-    if folder and os.access(os.path.join(folder, "etcd"), os.X_OK):
-        return os.path.join(folder, "etcd")
-    found = require.find_program("etcd")
-    if found is None:
-        pytest.skip("etcd is missing: apt-get install etcd-server")
-    return found
-
-
-def _minor_version(program: str) -> int:
-    """20 for "Kubernetes v1.20.2"."""
-    printed = netns.run([program, "--version"]).stdout
-    return int(printed.partition("v1.")[2].partition(".")[0])
 
 
 def _private(path: str, flags: int) -> int:

@@ -1,7 +1,7 @@
 """A private Docker on a `Machine`: the daemon in the machine's namespaces, the client outside.
 
 The programs, Compose and a base image are those that tests/support/docker-components.sh put into
-$PODWIRE_DOCKER. The daemon's rules, bridges and mounts vanish with the machine. There is no registry
+$PODWIRE_DOCKER. The rules, bridges and mounts vanish with the machine. There is no registry
 and no way to the network: images are imported, loaded or built.
 """
 

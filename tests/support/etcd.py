@@ -243,7 +243,8 @@ class Follower:
             try:
                 change = self.next(deadline - time.monotonic())
             except Empty:
-                raise AssertionError(f"not told, but {self.seen[-5:]}; {self.error!r}") from None
+                told = str(self.seen[-3:])[-2000:]
+                raise AssertionError(f"not told, but {told}; {self.error!r}") from None
             if matches(change):
                 return change
 

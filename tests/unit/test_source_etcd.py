@@ -288,7 +288,9 @@ def test_keys_that_are_none_take_nothing() -> None:
 def test_the_file_is_read_as_it_is_written(tmp_path: Path) -> None:
     path = str(tmp_path / "folder" / "etcd-lease.json")
     assert state.load(path, "/podwire") == state.Remembered()
-    remembered = state.Remembered(subnets("10.244.9.0/24"), "2026-01-01T00:00:00Z")
+    remembered = state.Remembered(
+        subnets("10.244.9.0/24"), "2026-01-01T00:00:00Z", {"backend": "vxlan"}
+    )
     state.save(path, "/podwire", remembered)
     assert state.load(path, "/podwire") == remembered
     assert state.load(path, "/elsewhere") == state.Remembered()

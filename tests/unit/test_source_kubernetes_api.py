@@ -7,10 +7,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -20,6 +18,7 @@ from cni_plugin.sources import kubeapi, kubeconnect
 from cni_plugin.sources.kubeapi import Api
 from cni_plugin.sources.kubenode import Condition, NodeFacts
 from cni_plugin.sources.kubetypes import Access, ApiFailure, Event
+from tests.unit.fake_apiserver import Handler, Server
 
 NODE = {
     "apiVersion": "v1",
@@ -49,7 +48,6 @@ FACTS = NodeFacts(
     pod_cidrs=("10.244.0.0/24",),
     network=Condition("False", "R", "m"),
 )
-EMPTY = {"items": [], "metadata": {"resourceVersion": "5"}}
 EXPIRED = {
     "kind": "Status",
     "status": "Failure",
@@ -57,66 +55,6 @@ EXPIRED = {
     "reason": "Expired",
     "message": "old",
 }
-
-
-class Server(ThreadingHTTPServer):
-    """Answers each request by `answer(handler)`; `seen` has (method, path, parameters, token)."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answer: Callable[[Handler], None] = lambda handler: handler.say(EMPTY)
-        self.seen: list[tuple[str, str, dict[str, str], str]] = []
-        self.bodies: list[Any] = []
-        self.released = threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def _take(self) -> None:
-        parts = urlsplit(self.path)
-        parameters = {key: values[0] for key, values in parse_qs(parts.query).items()}
-        token = self.headers.get("Authorization", "")
-        self.server.seen.append((self.command, parts.path, parameters, token))
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if body:
-            self.server.bodies.append((self.headers["Content-Type"], json.loads(body)))
-        self.server.answer(self)
-
-    do_GET = do_PATCH = do_POST = _take  # noqa: N815 - as the library has it
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def say(self, body: object, status: int = 200, kind: str = "application/json") -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def stream(self, *lines: object, whole: bool = True) -> None:
-        """What a watch says, a chunk for each line; without its end when it is not `whole`."""
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        for line in lines:
-            data = line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
-        if whole:
-            self.wfile.write(b"0\r\n\r\n")
-        else:
-            self.close_connection = True
-
-    def hang(self, *lines: object) -> None:
-        self.stream(*lines, whole=False)
-        self.server.released.wait(30)
 
 
 @pytest.fixture
@@ -336,6 +274,27 @@ def test_a_watch_is_ended_from_another_thread(api: Api, server: Server) -> None:
     with pytest.raises(ApiFailure, match="interrupted"):
         api.nodes(lambda node: None)
     assert len(server.seen) == 1
+
+
+def test_a_list_that_hangs_is_ended_from_another_thread(api: Api, server: Server) -> None:
+    asked = threading.Event()
+
+    def answer(handler: Handler) -> None:
+        asked.set()
+        server.released.wait(30)
+
+    def interrupt() -> None:
+        asked.wait(30)
+        api.interrupt()
+
+    server.answer = answer
+    other = threading.Thread(target=interrupt)
+    other.start()
+    began = time.monotonic()
+    with pytest.raises(ApiFailure):
+        api.nodes(lambda node: None)
+    other.join()
+    assert time.monotonic() - began < 2
 
 
 def test_nobody_there(write: Callable[..., Access]) -> None:

@@ -93,7 +93,7 @@ def exec_and_logs(cluster: Cluster, pods: list[Pod]) -> None:
         assert "serving" in cluster.logs(pod)
 
 
-def nothing_of_pods(cluster: Cluster, seconds: float = 60) -> None:
+def nothing_of_pods(cluster: Cluster, seconds: float = 90) -> None:
     """No veth, address or host port is left on any node, after the DELs that are still to come."""
     for node in cluster.nodes:
         cluster.wait(

@@ -186,7 +186,7 @@ class Cluster:
     # --- waiting -------------------------------------------------------------------------------
 
     def wait(
-        self, what: str, look: Callable[[], T], good: Callable[[T], object], seconds: float = 60
+        self, what: str, look: Callable[[], T], good: Callable[[T], object], seconds: float = 90
     ) -> T:
         """Look until it is good: what was seen. Raises AssertionError with the last that was seen.
 
@@ -202,11 +202,13 @@ class Cluster:
             except (OSError, ApiError) as e:
                 seen = e
             if time.monotonic() > deadline:
-                raise AssertionError(f"not within {seconds} s: {what}; last seen: {seen}")
+                raise AssertionError(
+                    f"not within {seconds} s: {what}; last seen: {str(seen)[:2000]}"
+                )
             time.sleep(0.2)
 
     def wait_for_pods(
-        self, app: str, count: int, seconds: float = 60, namespace: str = "default"
+        self, app: str, count: int, seconds: float = 90, namespace: str = "default"
     ) -> list[Pod]:
         """Until so many pods with the label are ready, and there are no others of it."""
         return self.wait(
@@ -216,7 +218,7 @@ class Cluster:
             seconds,
         )
 
-    def wait_for_nodes(self, *names: str, seconds: float = 90) -> None:
+    def wait_for_nodes(self, *names: str, seconds: float = 120) -> None:
         """Until these, or all, are Ready."""
         for name in names or tuple(PLACES):
             self.wait(

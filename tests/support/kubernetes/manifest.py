@@ -11,6 +11,7 @@ import json
 import os
 from typing import Any
 
+from tests.support import netns
 from tests.support.kubernetes.cluster import Cluster
 from tests.support.kubernetes.images import AGENT
 from tests.support.kubernetes.node import Node
@@ -104,20 +105,26 @@ def is_rolled(cluster: Cluster) -> bool:
 
 
 def agent_process(node: Node) -> int:
-    """The agent's process, as the test run sees it; 0 when there is none."""
-    listed = node.run("ps", "-eo", "pid=,args=").stdout
-    for line in listed.splitlines():
-        pid, _, args = line.strip().partition(" ")
-        if " agent " in f"{args} " and "--kubernetes" in args and "runc" not in args:
-            return int(pid)
+    """The agent's process, as it is numbered on the node; 0 when there is none."""
+    processes = node.path("/proc")
+    for name in os.listdir(processes):
+        try:
+            with open(os.path.join(processes, name, "cmdline"), "rb") as file:
+                words = file.read().split(b"\0")
+        except OSError:  # no process, or one that has ended
+            continue
+        if {b"agent", b"--kubernetes"} <= set(words):
+            return int(name)
     return 0
 
 
 def kill_agent(node: Node) -> None:
-    """SIGKILL, from inside of the node, where its number is known."""
+    """SIGKILL, and wait for its end: a call that has reached a dying agent fails with error 11, and
+    it is the runtime that tries again."""
     pid = agent_process(node)
     assert pid, f"no agent on {node.name}"
     node.run("kill", "-KILL", str(pid))
+    netns.wait_until(lambda: not os.path.exists(node.path(f"/proc/{pid}")), what="its end")
 
 
 def described(cluster: Cluster) -> str:
