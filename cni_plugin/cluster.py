@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from ipaddress import ip_network
 
 from cni_plugin import paths
 from cni_plugin.crossnode import CrossNode
@@ -128,24 +127,6 @@ def node_networks(own: Collection[IPAddress], local: LocalAddresses) -> list[tup
     Other links don't count: the pods' bridge carries the pod subnet by right.
     """
     return [(link, address.network) for link, address in local if address.ip in own]
-
-
-def direct(cluster: Cluster) -> tuple[IPNetwork, ...]:
-    """What pods reach with their own addresses: all pod subnets, and all nodes' addresses as
-    networks of one address."""
-    found: list[IPNetwork] = []
-    for node in cluster.inventory.nodes:
-        found += node.pod_cidrs
-        found += [ip_network(address) for address in reached_at(node)]
-    return tuple(found)
-
-
-def reached_at(node: Node) -> tuple[IPAddress, ...]:
-    """All addresses that others reach the node at, by plain packets or the overlay's."""
-    overlay = node.overlay_address
-    if overlay is None or overlay in node.addresses:
-        return node.addresses
-    return (*node.addresses, overlay)
 
 
 # --- the paths to their pods --------------------------------------------------------------------

@@ -24,6 +24,7 @@ from cni_plugin.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from cni_plugin.cluster import Cluster
+    from cni_plugin.destinations import Destinations
     from cni_plugin.paths import Changes, Survey
     from ipam.inventory import Inventory
 
@@ -108,6 +109,7 @@ class Memory:
         self.mtus: dict[Way, tuple[Stamp, int, int]] = {}
         self.synced: dict[Way, tuple[Stamp, int]] = {}
         self.saved: dict[str, tuple[IPNetwork, ...]] = {}
+        self.destinations: dict[str, Destinations] = {}
         self.written: dict[str, tuple[Stamp, Inventory]] = {}
         self.keep_peers: Callable[[Fabric, NetworkRecord], Changes] | None = None
         self.survey: Callable[[Way], Survey | None] | None = None

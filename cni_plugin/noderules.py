@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from json import dumps, loads
+from json import loads
 
 from cni_plugin.fabric import PORTS, Fabric, cluster_of
 from cni_plugin.fields import as_address, as_network
@@ -17,6 +17,7 @@ from cni_plugin.spec import CniError, IPAddress, IPNetwork
 from cni_plugin.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from cni_plugin.destinations import Destinations
     from cni_plugin.kernel.portrecords import PortRecords
 
 _DIRECT = "direct"  # the kind of state that holds what inventories said last
@@ -91,28 +92,32 @@ def _known(fabric: Fabric, record: NetworkRecord) -> tuple[_Known, bool]:
     """What the record's inventory says; when it can't be read, what was known last, and False."""
     if not record.nodes or not (record.masquerade or overlay_port(record)):
         return _Known(), True
-    from cni_plugin import cluster as clusters
+    from cni_plugin import destinations
 
-    saved = StateFolder(fabric.key, _DIRECT)
+    memory, saved = fabric.memory, StateFolder(fabric.key, _DIRECT)
     try:
         cluster = cluster_of(fabric, record)
     except CniError:
         return _decoded(saved.read(record.network)), False
-    nodes = tuple(
-        address for node in cluster.inventory.nodes for address in clusters.reached_at(node)
+    by_name = destinations.of_nodes(cluster.inventory.nodes, memory.destinations)
+    memory.destinations = by_name
+    found = _Known(
+        tuple(network for each in by_name.values() for network in each.networks),
+        tuple(address for each in by_name.values() for address in each.addresses),
+        destinations.reached_at(cluster.own),
     )
-    found = _Known(tuple(clusters.direct(cluster)), nodes, clusters.reached_at(cluster.own))
-    if fabric.memory.saved.get(record.network) != found.direct:  # it holds the nodes as well
-        data = _encoded(found)
+    if memory.saved.get(record.network) != found.direct:  # it holds the nodes as well
+        data = _encoded(by_name.values())
         if saved.read(record.network) != data:
             saved.write(record.network, data)
-        fabric.memory.saved[record.network] = found.direct
+        memory.saved[record.network] = found.direct
     return found, True
 
 
-def _encoded(known: _Known) -> bytes:
-    document = {"direct": known.direct, "nodes": known.nodes}
-    return dumps({key: list(map(str, value)) for key, value in document.items()}).encode()
+def _encoded(known: Collection[Destinations]) -> bytes:
+    direct = ", ".join(each.networks_text for each in known)
+    nodes = ", ".join(each.addresses_text for each in known)
+    return f'{{"direct": [{direct}], "nodes": [{nodes}]}}'.encode()
 
 
 def _decoded(data: bytes | None) -> _Known:

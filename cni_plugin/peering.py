@@ -12,7 +12,7 @@ import errno as errnos
 from functools import partial
 
 from cni_plugin import cluster as clusters
-from cni_plugin import paths
+from cni_plugin import destinations, paths
 from cni_plugin.cluster import Cluster
 from cni_plugin.kernel import overlay, underlay
 from cni_plugin.kernel.netlink import RouteSocket
@@ -190,7 +190,7 @@ class Peering:
         pair = Inventory(cluster.inventory.source, (cluster.own, node))
         near = survey.carrier.near if survey.carrier else None
         reach = partial(paths.reach, survey.ways)
-        survey.ways.forget(clusters.reached_at(node))
+        survey.ways.forget(destinations.reached_at(node))
         survey.ways.ask(node_peers.candidates(pair, cluster.own, cluster.cross))
         decided = node_peers.desired(pair, cluster.own, cluster.cross, reach, near, survey.version)
         if not decided.tunnels:

@@ -129,9 +129,13 @@ def keep_rules(fabric: Fabric) -> list[str]:
     Host ports are there again with the maps that hold them.
     """
     rules = wanted(fabric)
-    if is_verified(fabric, rules) or not (found := _look(fabric, rules)):
+    if is_verified(fabric, rules):
         return []
     memory = fabric.memory
+    others = memory.verified is not None and memory.verified.rules != rules
+    found = fabric.firewall.legacy_differences(rules) if others else _look(fabric, rules)
+    if not (found or others):
+        return []
     moves, generation = memory.moves, fabric.netfilter.generation()
     read = [rules]
 
@@ -142,6 +146,8 @@ def keep_rules(fabric: Fabric) -> list[str]:
     with Refill(fabric) as refill:
         changed = fabric.firewall.ensure(rules, reread, refill)
     memory.verified = Verified(read[0], generation, moves)
+    if others:  # who changes it looks as well
+        found += fabric.firewall.said
     return found if changed else []
 
 

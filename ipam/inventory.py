@@ -134,20 +134,36 @@ def _nodes(document: Fields) -> tuple[Node, ...]:
 # --- writing ----------------------------------------------------------------------------------
 
 
-def encode(nodes: Sequence[Node]) -> bytes:
-    """The file that says the same; a line for each node, so that changes can be seen."""
-    lines = ",\n".join(map(entries.line, nodes))
-    return f'{{"nodes": [\n{lines}\n]}}\n'.encode()
+Lines = dict[str, tuple[Node, str]]
+"""By the nodes' names: their lines in the file, and what these were made of."""
 
 
-def write(path: str, nodes: Sequence[Node]) -> bool:
+def encode(nodes: Sequence[Node], known: Lines | None = None) -> bytes:
+    """The file that says the same; a line for each node, so that changes can be seen.
+
+    `known` is what an earlier call has put there: the lines of nodes that are the same objects are
+    not made again.
+    """
+    lines: Lines = {}
+    for node in nodes:
+        line = known.get(node.name) if known else None
+        same = line is not None and line[0] is node
+        lines[node.name] = line if line is not None and same else (node, entries.line(node))
+    if known is not None:
+        known.clear()
+        known.update(lines)
+    whole = ",\n".join(text for _, text in lines.values())
+    return f'{{"nodes": [\n{whole}\n]}}\n'.encode()
+
+
+def write(path: str, nodes: Sequence[Node], known: Lines | None = None) -> bool:
     """Make the file say this, at once and whole; whether it had to be written.
 
-    Its folder is made when it is missing. Raises CniError 5 and 110.
+    Its folder is made when it is missing. `known` as for `encode`. Raises CniError 5 and 110.
     """
     from cni_plugin import wholefiles  # an ADD reads only
 
-    data = encode(nodes)
+    data = encode(nodes, known)
     try:
         if wholefiles.read(path) == data:
             return False

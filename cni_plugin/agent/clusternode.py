@@ -64,6 +64,7 @@ class ClusterNode:
         self._memory = memory
         self._logger = logger
         self._former: tuple[IPNetwork, ...] = ()
+        self._lines: inventories.Lines = {}
 
     @property
     def is_settled(self) -> bool:
@@ -117,7 +118,7 @@ class ClusterNode:
 
     def _write(self, nodes: tuple[inventories.Node, ...]) -> None:
         path = self._place.inventory
-        inventories.write(path, nodes)
+        inventories.write(path, nodes, self._lines)
         self._memory.written = {path: (exact_stamp(path), inventories.Inventory(path, nodes))}
 
     # --- the kernel -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import EROFS
 
 from cni_plugin.kernel import libc
 from cni_plugin.spec import CniError, Code
@@ -74,9 +75,26 @@ class Folder:
             self.write(name, value)
 
     def _open(self, name: str, flags: int) -> int:
-        if self._fd is None:
-            return os.open(f"{_ROOT}{self._path}{name}", flags | os.O_CLOEXEC)
-        return os.open(name, flags | os.O_CLOEXEC, dir_fd=self._fd)
+        path = name if self._fd is not None else f"{_ROOT}{self._path}{name}"
+        try:
+            return os.open(path, flags | os.O_CLOEXEC, dir_fd=self._fd)
+        except OSError as e:
+            if e.errno != EROFS:
+                raise
+            return _open_privately(self._path + name, flags, e)
+
+
+def _open_privately(path: str, flags: int, refused: OSError) -> int:
+    """A sysctl in a container that is not privileged: it has /proc/sys read-only, and may all the
+    same have CAP_SYS_ADMIN. Raises OSError; `refused` where there is no private root."""
+    try:
+        root = private_root()
+    except OSError:
+        raise refused from None
+    try:
+        return os.open(f"sys/net/{path}", flags | os.O_CLOEXEC, dir_fd=root)
+    finally:
+        os.close(root)
 
 
 _NET = Folder("")

@@ -9,10 +9,10 @@ that one finds wrong it leaves to the other, by breaking off its watch.
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable, Mapping
+from logging import Logger, getLogger
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -33,7 +33,6 @@ from cni_plugin.sources.etcd_messages import (
 from cni_plugin.sources.etcd_options import PODWIRE, EtcdOptions
 from cni_plugin.spec import CniError, Code
 
-_log = logging.getLogger(__name__)
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds, from one attempt to the next
 _START_SECONDS = 2.0  # for each endpoint: an agent that starts does not wait long
 _SHORT = 1.0  # seconds: a watch that breaks sooner is not tried again at once
@@ -45,9 +44,10 @@ Tell = Callable[[Change], None]
 class EtcdSource:
     """A cluster of nodes that meet in etcd; see `sources.Source`."""
 
-    def __init__(self, options: EtcdOptions) -> None:
+    def __init__(self, options: EtcdOptions, logger: Logger | None = None) -> None:
         """Raises CniError 7 for options that can't be."""
         self._options = options
+        self._log = logger or getLogger(__name__)
         self._layout = options.layout()
         self._own = options.own
         self._ended = Event()
@@ -59,6 +59,7 @@ class EtcdSource:
             options.ttl,
             options.state_file,
             self._ended,
+            self._log,
         )
         self._lock = Lock()
         self._watch: Watch | None = None
@@ -144,7 +145,6 @@ class EtcdSource:
     def _failed(self, reason: str, tell: Tell) -> None:
         """Tell it the first time, and wait."""
         if not self._failures:
-            _log.warning("nothing is heard of the other nodes: etcd: %s", reason)
             tell(Away(f"etcd: {reason}"))
         pause = _PAUSES[min(self._failures, len(_PAUSES) - 1)]
         self._failures += 1
@@ -162,15 +162,13 @@ class EtcdSource:
         try:
             snapshot = self._lease.settle(network)
         except NoSubnetError as e:
-            _log.warning("this node has no subnet: %s", e)
+            self._log.warning("this node has no subnet: %s", e)
             lacking = (Member(self._own.name, self._own.addresses, problem=str(e)),)
             snapshot = self._gateway.range(self._layout.subnets)
         members = Members(lambda kv: self._read(kv, network), snapshot.kvs)
         others = members.all()
         if lacking:  # a namesake has the name
             others = tuple(member for member in others if member.name != self._own.name)
-        if self._failures:
-            _log.info("the other nodes are heard of again")
         self._failures = 0
         tell(Listed((*lacking, *others)))
         self._watch_from(snapshot.revision, members, bool(lacking), tell)
@@ -193,14 +191,14 @@ class EtcdSource:
                     for seen, events in watch.batches(revision):
                         revision = seen
                         if any(self._lease.is_lost(event) for event in events):
-                            _log.warning("this node's subnet was taken from it in etcd")
+                            self._log.warning("this node's subnet was taken from it in etcd")
                             return
                         if lacking and any(event.deleted for event in events):
                             return
                         for change in members.apply(events):
                             tell(change)
             except CompactedError as e:
-                _log.info("all nodes are listed again: %s", e)
+                self._log.info("all nodes are listed again: %s", e)
                 return
             except UnreachableError as e:
                 if self._ended.is_set() or self._has_to_look():
@@ -208,7 +206,7 @@ class EtcdSource:
                 if time.monotonic() - began < _SHORT:
                     raise
                 # It may be the end of one of several endpoints: then nobody need hear of it.
-                _log.info("the watch goes on elsewhere: %s", e)
+                self._log.info("the watch goes on elsewhere: %s", e)
             finally:
                 self._attend(None)
 
@@ -237,11 +235,11 @@ class EtcdSource:
             try:
                 if self._lease.renew():
                     continue
-                _log.warning("the lease of this node's subnet is gone")
+                self._log.warning("the lease of this node's subnet is gone")
             except EtcdError as e:
                 if self._ended.is_set():
                     return
-                _log.warning("the lease of this node's subnet was not renewed: %s", e)
+                self._log.warning("the lease of this node's subnet was not renewed: %s", e)
                 pause = min(pause, _RENEWAL_PAUSE)
             self._break_off()
 
@@ -255,10 +253,9 @@ class EtcdSource:
         self._lease.announce(own)
 
     def say_ready(self, state: Readiness) -> None:
-        """At the node's status key; in flannel's layout, which has none, in the log."""
-        if not self._lease.say(state):
-            _log.info("ready: %s (%s: %s)", state.ready, state.reason, state.message)
+        """At the node's status key, which flannel's layout has not; the agent's log has it too."""
+        self._lease.say(state)
 
     def report(self, name: str, reason: str, message: str) -> None:
-        """In the log: every node sees the same, and etcd is no place that people look into."""
-        _log.warning("node %s: %s: %s", name, reason, message)
+        """Nowhere but in the agent's log, where it is already: every node finds the same, and etcd
+        is no place that people look into for it."""

@@ -9,9 +9,9 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import time
+from logging import Logger
 from threading import Event, RLock
 from typing import NamedTuple
 
@@ -24,7 +24,6 @@ from cni_plugin.sources.etcd_layout import Layout, Network, Own, Said, status
 from cni_plugin.sources.etcd_messages import EtcdError, KeyValue, Snapshot, UnreachableError, Write
 from cni_plugin.spec import IPNetwork
 
-_log = logging.getLogger(__name__)
 _chance = random.SystemRandom()  # not seeded alike on machines that were cloned
 _TRIES = 5  # to write into our own key, which people may write into as well
 _LONGEST_PAUSE = 0.1  # seconds, after a lost race
@@ -43,16 +42,25 @@ class SubnetLease:
     """One node's. `settle` and `renew` are for the source's threads, the others for any."""
 
     def __init__(
-        self, gateway: Gateway, layout: Layout, own: Own, ttl: int, state_file: str, ended: Event
+        self,
+        gateway: Gateway,
+        layout: Layout,
+        own: Own,
+        ttl: int,
+        state_file: str,
+        ended: Event,
+        log: Logger,
     ) -> None:
+        """`ttl` in seconds; `ended` is set when nothing is to be begun any more."""
         self._gateway = gateway
         self._layout = layout
         self._own = own
         self._ttl = ttl
         self._file = state_file
         self._ended = ended
+        self._log = log
         self._lock = RLock()
-        self._remembered = state.load(state_file, layout.subnets)
+        self._remembered = state.load(state_file, layout.subnets, log)
         self._announced: Announcement | None = None
         self._written: tuple[Announcement, Claim] | None = None  # None: it has to be looked at
         self._status: bytes | None = None
@@ -121,7 +129,7 @@ class SubnetLease:
                 return lease
         self._lease, granted = self._gateway.grant(self._ttl)
         if granted != self._ttl:
-            _log.warning("etcd gave a lease of %s s instead of %s s", granted, self._ttl)
+            self._log.warning("etcd gave a lease of %s s instead of %s s", granted, self._ttl)
             self._ttl = granted
         return self._lease
 
@@ -161,9 +169,11 @@ class SubnetLease:
     def _hold(self, claim: Claim, said: Said) -> None:
         remembered = state.Remembered(claim.cidrs, said.since, claim.network.conf_keys())
         if self._claim is None or self._claim.cidrs != claim.cidrs:
-            _log.info("this node's subnets are %s", ", ".join(str(cidr) for cidr in claim.cidrs))
+            self._log.info(
+                "this node's subnets are %s", ", ".join(str(cidr) for cidr in claim.cidrs)
+            )
         if remembered != self._remembered:
-            state.save(self._file, self._layout.subnets, remembered)
+            state.save(self._file, self._layout.subnets, remembered, self._log)
         self._remembered = remembered
         self._claim = claim
 
@@ -228,16 +238,15 @@ class SubnetLease:
                 return
         raise SourceError("etcd: this node's subnet was lost, and is being claimed again")
 
-    def say(self, readiness: Readiness) -> bool:
-        """Put it at the node's status key if it is new; False where there is none. Raises
-        SourceError."""
+    def say(self, readiness: Readiness) -> None:
+        """Put it at the node's status key, if there is one and it is new. Raises SourceError."""
         key = self._layout.status_key(self._own.name)
         if key is None:
-            return False
+            return
         with self._lock:
             claim = self._held()
             if self._said_ready == (readiness, claim):
-                return True
+                return
             moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             self._status = status(readiness, moment)
             try:
@@ -245,7 +254,6 @@ class SubnetLease:
             except EtcdError as e:
                 raise SourceError(f"etcd: {e}") from e
             self._said_ready = readiness, claim
-        return True
 
     def _held(self) -> Claim:
         if self._claim is None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping
+from logging import Logger
 from typing import Any, NamedTuple
 
 from cni_plugin.fields import as_network
 from cni_plugin.sources.etcd_layout import decoded
 from cni_plugin.spec import CniError, IPNetwork
-
-_log = logging.getLogger(__name__)
 
 
 class Remembered(NamedTuple):
@@ -24,7 +22,7 @@ class Remembered(NamedTuple):
     conf: Mapping[str, Any] = {}
 
 
-def load(path: str, prefix: str) -> Remembered:
+def load(path: str, prefix: str, log: Logger) -> Remembered:
     """What is in the file, nothing when it is of another network or not to be read."""
     try:
         with open(path, "rb") as file:
@@ -36,11 +34,11 @@ def load(path: str, prefix: str) -> Remembered:
     except FileNotFoundError:
         return Remembered()
     except (OSError, CniError) as e:
-        _log.warning("the subnets of this node's earlier life are not known: %s", e)
+        log.warning("the subnets of this node's earlier life are not known: %s", e)
         return Remembered()
 
 
-def save(path: str, prefix: str, remembered: Remembered) -> None:
+def save(path: str, prefix: str, remembered: Remembered, log: Logger) -> None:
     """Atomically. A file that can't be written is logged: etcd knows as well."""
     document = {
         "prefix": prefix,
@@ -55,7 +53,7 @@ def save(path: str, prefix: str, remembered: Remembered) -> None:
             file.write(json.dumps(document))
         os.replace(new, path)
     except OSError as e:
-        _log.warning("this node's subnets can't be noted in %s: %s", path, e.strerror or e)
+        log.warning("this node's subnets can't be noted in %s: %s", path, e.strerror or e)
 
 
 def _private(path: str, flags: int) -> int:

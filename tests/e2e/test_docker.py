@@ -15,7 +15,7 @@ import pytest
 
 from cni_plugin.version import VERSION
 from tests.support import netns, require
-from tests.support.dockerd import Dockerd
+from tests.support.dockerd import Dockerd, components
 from tests.support.machine import Machine
 
 pytestmark = pytest.mark.timeout(600)  # the first one builds the image
@@ -56,6 +56,7 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5) as ask
 @pytest.fixture(scope="session")
 def docker() -> Iterator[Dockerd]:
     require.modules("pytest_docker")
+    components()
     machine = Machine()
     try:
         daemon = Dockerd(machine)

@@ -38,33 +38,26 @@ _OF_DOCKER = (
 )
 
 # runc refuses to start a privileged container when this process lacks one of root's capabilities,
-# as root does in many virtual machines: those are taken out of what the daemon asks for.
+# as root does in many virtual machines: then CAP_SYS_RESOURCE is taken out of what is asked for.
 _RUNC = """#!{python} -ISE
 import json, os, sys
 
 words = sys.argv[1:]
 with open("/proc/self/status") as status:
     bounding = next(int(line.split()[1], 16) for line in status if line.startswith("CapBnd"))
-with open("/proc/sys/kernel/cap_last_cap") as last:
-    lacking = {{bit for bit in range(int(last.read()) + 1) if not bounding >> bit & 1}}
-names = {{"CAP_SYS_RESOURCE": 24}}
-refused = {{name for name, bit in names.items() if bit in lacking}}
 
-def option(*known):
-    for word, following in zip(words, [*words[1:], ""]):
-        if word in known:
-            return following
-    return ""
+def option(*names):
+    return next((after for word, after in zip(words, words[1:]) if word in names), "")
 
 path = option("--process", "-p") if "exec" in words else ""
 if "create" in words:
     path = os.path.join(option("--bundle", "-b"), "config.json")
-if path and refused:
+if path and not bounding >> 24 & 1:
     with open(path) as file:
         spec = json.load(file)
     asked = spec.get("process", spec).get("capabilities") or {{}}
-    for kind, wanted in asked.items():
-        asked[kind] = [name for name in wanted or [] if name not in refused]
+    for kind, names in asked.items():
+        asked[kind] = [name for name in names or [] if name != "CAP_SYS_RESOURCE"]
     with open(path, "w") as file:
         json.dump(spec, file)
 os.execv("{runc}", ["{runc}", *words])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from ipaddress import ip_address, ip_network
+from logging import getLogger
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from cni_plugin.sources.etcd_pools import Pool, whole_pool
 from cni_plugin.spec import CniError, Code, IPNetwork
 
 LAYOUT: Layout = PodwireLayout("/podwire")
+LOG = getLogger("test")
 OWN = Own("node-1", (ip_address("192.168.1.1"),))
 
 
@@ -287,22 +289,22 @@ def test_keys_that_are_none_take_nothing() -> None:
 
 def test_the_file_is_read_as_it_is_written(tmp_path: Path) -> None:
     path = str(tmp_path / "folder" / "etcd-lease.json")
-    assert state.load(path, "/podwire") == state.Remembered()
+    assert state.load(path, "/podwire", LOG) == state.Remembered()
     remembered = state.Remembered(
         subnets("10.244.9.0/24"), "2026-01-01T00:00:00Z", {"backend": "vxlan"}
     )
-    state.save(path, "/podwire", remembered)
-    assert state.load(path, "/podwire") == remembered
-    assert state.load(path, "/elsewhere") == state.Remembered()
+    state.save(path, "/podwire", remembered, LOG)
+    assert state.load(path, "/podwire", LOG) == remembered
+    assert state.load(path, "/elsewhere", LOG) == state.Remembered()
     assert [entry.name for entry in (tmp_path / "folder").iterdir()] == ["etcd-lease.json"]
 
 
 def test_a_file_that_is_of_no_use_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "etcd-lease.json"
     path.write_text('{"prefix": "/podwire", "podCIDRs": ["x"]}')
-    assert state.load(str(path), "/podwire") == state.Remembered()
+    assert state.load(str(path), "/podwire", LOG) == state.Remembered()
     assert "podCIDRs[0]" in caplog.text
-    state.save(str(path / "below-a-file"), "/podwire", state.Remembered())
+    state.save(str(path / "below-a-file"), "/podwire", state.Remembered(), LOG)
     assert "can't be noted" in caplog.text
 
 

@@ -22,8 +22,9 @@ from typing import Any, TypeVar
 
 from tests.support import images, netns, require
 from tests.support.apiclient import ApiError
-from tests.support.controlplane import ControlPlane, User, component
+from tests.support.controlplane import ControlPlane, User
 from tests.support.executable import executable
+from tests.support.kubeprograms import component
 from tests.support.kubernetes import nodeconfig, reach
 from tests.support.kubernetes.ground import PLACES, PLANE_ADDRESSES, Ground
 from tests.support.kubernetes.images import write_agent_archive

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tests.support import netns, require
-from tests.support.controlplane import component
+from tests.support.kubeprograms import component
 from tests.support.kubernetes import nodeconfig
 from tests.support.kubernetes.daemon import Daemon
 from tests.support.kubernetes.ground import PLACES, Ground
@@ -33,9 +33,11 @@ umount -l "$1/data/cgroup"
 mount -t tmpfs tmpfs /var/log/pods
 mount -t tmpfs tmpfs /var/log/containers
 mount --make-rshared /
-for folder in /sys/fs/cgroup /sys/fs/cgroup/*/; do
-    [ ! -e "$folder/cgroup.procs" ] || mkdir -p "$folder/$2"
-done
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then  # version 2: one tree
+    mkdir -p "/sys/fs/cgroup/$2"
+else
+    for folder in /sys/fs/cgroup/*/; do mkdir -p "$folder/$2"; done
+fi
 for key in net/ipv4/ip_forward net/ipv6/conf/all/forwarding; do
     echo 1 > /proc/sys/$key
 done
