@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import reduce
 from importlib.util import find_spec
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cni_plugin import apiserver
-from cni_plugin.sources import INVENTORY
+from cni_plugin.sources import INVENTORY, SourceError
 from cni_plugin.spec import CniError, Code
 
 if TYPE_CHECKING:
     from cni_plugin.agent.coordination import Coordination
     from cni_plugin.fabric import Memory
     from cni_plugin.sources import Source
+    from cni_plugin.sources.etcd import EtcdSource
 
 CONF_DIR = "/etc/cni/net.d"
 _COMMON = (
@@ -130,7 +131,12 @@ def following(logger: Logger, given: dict[str, Any]) -> Callable[[Memory], Coord
     name = given["node_name"] or os.uname().nodename.lower()
     inventory, conf_dir = os.path.abspath(given["inventory"]), os.path.abspath(given["conf_dir"])
     place = Place(name, inventory, conf_dir, template(given["network"]))
-    source = _kubernetes(name, given) if given["kubernetes"] else _etcd(name, given)
+    if given["kubernetes"]:
+        source: Source = _kubernetes(name, given)
+    else:
+        etcd = _etcd(name, given, logger)
+        source = etcd
+        place = place._replace(template=_with_keys(place.template, _conf_keys(etcd)))
     return lambda memory: Coordination(source, place, memory, logger)
 
 
@@ -148,7 +154,7 @@ def _kubernetes(name: str, given: dict[str, Any]) -> Source:
     return KubernetesSource(Options(name, server, given["kubeconfig"]))
 
 
-def _etcd(name: str, given: dict[str, Any]) -> Source:
+def _etcd(name: str, given: dict[str, Any], logger: Logger) -> EtcdSource:
     from cni_plugin.sources.etcd import EtcdSource
     from cni_plugin.sources.etcd_options import DEFAULT_TTL, EtcdOptions
 
@@ -167,7 +173,34 @@ def _etcd(name: str, given: dict[str, Any]) -> Source:
         user=given["etcd_user"],
         password_file=given["etcd_password_file"],
     )
-    return EtcdSource(options)
+    return EtcdSource(options, logger)
+
+
+def _conf_keys(source: EtcdSource) -> Mapping[str, Any]:
+    """What etcd wants of the network configuration. Raises CniError 7 for another pool than the
+    cluster's, 11 where etcd has to be asked and can't be."""
+    try:
+        return source.conf_keys()
+    except SourceError as e:
+        remedy = "start the agent again when etcd answers"
+        raise CniError(Code.TRY_AGAIN_LATER, f"--etcd: {e}", remedy) from e
+
+
+def _with_keys(shared: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The network configuration with what the cluster wants of podwire's part of it."""
+    from cni_plugin import conflists
+
+    plugins = shared.get("plugins")
+    if plugins is None:
+        return {**shared, **keys}
+    if not isinstance(plugins, list):
+        return dict(shared)  # it is refused where it is used
+    ours = [isinstance(plugin, dict) and plugin.get("type") == conflists.TYPE for plugin in plugins]
+    merged = [
+        {**plugin, **keys} if is_ours else plugin
+        for plugin, is_ours in zip(plugins, ours, strict=True)
+    ]
+    return {**shared, "plugins": merged}
 
 
 def _own_addresses() -> list[str]:

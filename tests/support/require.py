@@ -23,6 +23,7 @@ _HINTS = {
     "cnitool": "set CNITOOL to the executable of github.com/containernetworking/cni/cnitool",
     "conmon": "apt-get install conmon",
     "ctr": "apt-get install containerd",
+    "etcd": "apt-get install etcd-server",
     "ip": "apt-get install iproute2",
     "iptables": "apt-get install iptables",
     "nft": "apt-get install nftables",
