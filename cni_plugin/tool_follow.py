@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cni_plugin import apiserver
-from cni_plugin.sources import INVENTORY, SourceError
+from cni_plugin.sources import INVENTORY, LEASE, SourceError
 from cni_plugin.spec import CniError, Code
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cni_plugin.sources.etcd import EtcdSource
 
 CONF_DIR = "/etc/cni/net.d"
+_LEASE = os.path.basename(LEASE)  # beside the inventory
 _COMMON = (
     click.option(
         "--node-name",
@@ -172,6 +173,7 @@ def _etcd(name: str, given: dict[str, Any], logger: Logger) -> EtcdSource:
         key=given["etcd_key"],
         user=given["etcd_user"],
         password_file=given["etcd_password_file"],
+        state_file=os.path.join(os.path.dirname(os.path.abspath(given["inventory"])), _LEASE),
     )
     return EtcdSource(options, logger)
 

@@ -98,6 +98,10 @@ class Cluster:
         config = self._kubeconfig(_SCHEDULER)
         with open(self.plane.path("kube-scheduler.log"), "ab") as log:
             self._ground.plane.popen(
+                *(
+                    "setpriv",
+                    "--pdeathsig=KILL",
+                ),  # it ends with a run that is killed, as the others
                 *(component("kube-scheduler"), f"--kubeconfig={config}", "--leader-elect=false"),
                 *("--port=0", "--secure-port=0"),
                 stdout=log,
