@@ -108,7 +108,7 @@ class Upkeep:
             ready = {fd for fd, _ in poll.poll(max(0, pause) * 1000)}
             if self._bell in ready or (ready and self._rings_within(_GATHER_S)):
                 return
-            if routes.fileno() in ready:
+            if routes.fileno() in ready or routes.has_read:
                 for reason in routes.changes():
                     self._memory.happened()
                     schedule.note(reason, monotonic())

@@ -88,8 +88,11 @@ class NetlinkSocket:
         self.close()
 
     def port(self) -> int:
-        """What notifications call the socket that made a change; 0 before its first request."""
+        """What notifications call the socket that made a change."""
         name: tuple[int, int] = self._socket.getsockname()
+        if not name[0]:  # as before the first request
+            self._socket.bind((0, 0))
+            name = self._socket.getsockname()
         return name[0]
 
     def fileno(self) -> int:

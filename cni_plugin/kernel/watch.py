@@ -10,8 +10,9 @@ Rules:
   minute); not passing over something that did not costs one look.
 - A socket that overflowed says so as a change.
 - What the agent changes by itself it need not be told. Routes and neighbours come with the number
-  of the socket that made them; forwarding entries don't, and neither does an overflow, so these are
-  passed over while such a change is made, and a moment longer.
+  of the socket that made them; forwarding entries and neighbours that go don't, and neither does an
+  overflow, so these are passed over when they are read while such a change is made, and a moment
+  longer. Who has made it reads them: a thread that gets no turn in that moment would be late.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from contextlib import suppress
 from errno import ENOBUFS
 from math import inf
 from socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, SOL_SOCKET, socket
+from threading import Lock
 from time import monotonic
 
 from cni_plugin.datapath import ROUTE_PROTOCOL
@@ -77,8 +79,11 @@ class _Watch:
 
     _own_port = 0
     _deaf_until = 0.0  # by time.monotonic
+    _reading: Lock
+    _read: set[str]  # by who made a change, for `changes`
 
     def __init__(self, protocol: int, groups: tuple[int, ...]) -> None:
+        self._reading, self._read = Lock(), set()
         self._socket = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol)
         try:
             self._socket.bind((0, 0))
@@ -96,24 +101,34 @@ class _Watch:
     def close(self) -> None:
         self._socket.close()
 
+    @property
+    def has_read(self) -> bool:
+        """Whether `changes` has something to tell that the descriptor says nothing of."""
+        return bool(self._read)
+
     def changes(self) -> set[str]:
         """What has changed since the last call, in words; empty when it is nothing to us."""
-        found: set[str] = set()
+        with self._reading:
+            self._read_all()
+            found, self._read = self._read, set()
+            return found
+
+    def _read_all(self) -> None:
         while True:
             try:
                 data = self._socket.recv(_RECEIVE)
             except BlockingIOError:
-                return found
+                return
             except OSError as e:
                 if e.errno != ENOBUFS:
                     raise
                 if not self.is_deaf():
-                    found.add("too many changes to hear each")
+                    self._read.add("too many changes to hear each")
                 continue
             for kind, body, port in _messages(data):
                 own = port != 0 and port == self._own_port
                 if not own and (word := self.word(kind, body)):
-                    found.add(word)
+                    self._read.add(word)
 
     def pass_over(self, source: NetlinkSocket) -> None:
         """From now on this socket's changes are our own: see the rules above."""
@@ -123,6 +138,8 @@ class _Watch:
     def listen(self) -> None:
         """The change has been made."""
         if self._deaf_until == inf:
+            with self._reading, suppress(OSError):  # the thread that listens meets it as well
+                self._read_all()
             self._deaf_until = monotonic() + _DEAF_S
 
     def is_deaf(self) -> bool:
@@ -150,7 +167,7 @@ class RouteWatch(_Watch):
         if kind in (RTM_NEWADDR, RTM_DELADDR):
             return self._address(body)
         if kind in (_RTM_NEWNEIGH, RTM_DELNEIGH):
-            return self._neighbour(body)
+            return self._neighbour(kind, body)
         return ""
 
     def _link(self, kind: int, body: bytes) -> str:
@@ -177,9 +194,9 @@ class RouteWatch(_Watch):
             return ""
         return f"an address of {_text(self.links[index][0])} changed"
 
-    def _neighbour(self, body: bytes) -> str:
+    def _neighbour(self, kind: int, body: bytes) -> str:
         family, index, *_ = _NEIGHBOUR.unpack_from(body)
-        if family == _AF_BRIDGE and self.is_deaf():
+        if (family == _AF_BRIDGE or kind == RTM_DELNEIGH) and self.is_deaf():
             return ""
         overlay = index in self.links and self.links[index][0].startswith(_OVERLAY)
         return "the overlay's entries changed" if overlay else ""
