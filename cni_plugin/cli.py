@@ -20,6 +20,7 @@ from cni_plugin.tool_install import install, uninstall
 from cni_plugin.tool_ipam import ipam
 from cni_plugin.tool_lab import lab
 from cni_plugin.tool_output import of_system, show_error
+from cni_plugin.tool_probe import probe
 from cni_plugin.tool_routes import routes
 from cni_plugin.tool_status import status
 from cni_plugin.version import VERSION
@@ -88,5 +89,5 @@ def completion(shell: str | None) -> None:
     click.echo(kind(podwire, {}, _NAME, COMPLETE_VARIABLE).source())
 
 
-for _command in (status, routes, ipam, agent, lab, install, uninstall):
+for _command in (status, probe, routes, ipam, agent, lab, install, uninstall):
     podwire.add_command(_command)

@@ -46,8 +46,8 @@ class FailureError(Exception):
         self.details = details
 
 
-class _DeclinedError(Exception):
-    """The agent has begun nothing."""
+class DeclinedError(Exception):
+    """The agent has begun nothing; its argument, if it has one, is why, in UTF-8."""
 
 
 def call(ipam: bool) -> tuple[int | None, bytes]:
@@ -65,7 +65,7 @@ def call(ipam: bool) -> tuple[int | None, bytes]:
             reply = _version(stdin)
             if reply is not None:
                 return say(reply, 0), stdin
-        path = _socket_path(environ, stdin)
+        path = socket_path(environ, stdin)
         if not path:
             return None, stdin
         try:
@@ -74,7 +74,7 @@ def call(ipam: bool) -> tuple[int | None, bytes]:
             return None, stdin
         try:
             return _round_trip(connection, path, ipam, environ, stdin, deadline), stdin
-        except _DeclinedError:
+        except DeclinedError:
             return None, stdin
         finally:
             sysio.close(connection)
@@ -166,7 +166,7 @@ def _cni_version(stdin: bytes) -> str:
     return version if version in _CNI_VERSIONS else _CNI_VERSIONS[-1]
 
 
-def _socket_path(environ: bytes, stdin: bytes) -> str:
+def socket_path(environ: bytes, stdin: bytes) -> str:
     """Where the agent listens; "" when this network is not served by agents.
 
     A configuration that can't be read is the agent's to refuse.
@@ -191,19 +191,19 @@ def _socket_path(environ: bytes, stdin: bytes) -> str:
 def _round_trip(
     connection: int, path: str, ipam: bool, environ: bytes, stdin: bytes, deadline: int
 ) -> int:
-    """Send the request, pass the reply on: the exit status. Raises _DeclinedError, FailureError."""
-    _refuse_stranger(connection, path)
+    """Send the request, pass the reply on: the exit status. Raises DeclinedError, FailureError."""
+    refuse_stranger(connection, path)
     netns, errno = _open_netns(_value(environ, "CNI_NETNS"))
     try:
         home = sysio.inode(_HOME)
         request = wire.request(ipam, errno, home, VERSION, environ, stdin)
         sysio.send(connection, request, netns)
     except OSError as e:  # an agent without the whole request has begun nothing
-        raise _DeclinedError from e
+        raise DeclinedError from e
     finally:
         if netns >= 0:
             sysio.close(netns)
-    status, body = _reply(connection, path, deadline)
+    status, body = receive(connection, path, deadline)
     status = say(body, status)
     if status == 0 and body and not _confirm(connection):
         complain("podwire: the result was taken too late: the agent has undone it\n")
@@ -211,7 +211,7 @@ def _round_trip(
     return status
 
 
-def _refuse_stranger(connection: int, path: str) -> None:
+def refuse_stranger(connection: int, path: str) -> None:
     uid = sysio.peer_uid(connection)
     if uid not in (0, sysio.geteuid()):
         raise FailureError(
@@ -231,8 +231,8 @@ def _open_netns(path: bytes) -> tuple[int, int]:
         return -1, e.errno or 5
 
 
-def _reply(connection: int, path: str, deadline: int) -> tuple[int, bytes]:
-    """(exit status, stdout) of the call. Raises _DeclinedError, FailureError."""
+def receive(connection: int, path: str, deadline: int) -> tuple[int, bytes]:
+    """(exit status, stdout) of the call. Raises DeclinedError, FailureError."""
     try:
         data = b""
         while len(data) < wire.REPLY_BYTES:
@@ -251,7 +251,7 @@ def _reply(connection: int, path: str, deadline: int) -> tuple[int, bytes]:
     if missing < 0 or not (verdict == wire.DECLINED or _is_document(status, body)):
         raise _lost(path, "not a reply to this call")
     if verdict == wire.DECLINED:
-        raise _DeclinedError
+        raise DeclinedError(body)
     return status, body
 
 

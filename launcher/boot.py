@@ -1,8 +1,8 @@
 """What the executable does first; frozen into it, and run by launcher/port/main.c.
 
-A call of the plugin goes to the client. What that can't serve, and all that is no call of the
-plugin, is done by the CPython runtime, which lies behind this in the same file: `unpack` executes
-it in place of this process.
+A call of the plugin goes to the client, and `podwire probe` to its module. What the client can't
+serve, and everything else, is done by the CPython runtime, which lies behind this in the same file:
+`unpack` executes it in place of this process.
 
 Rule: whatever goes wrong with CNI_COMMAND set becomes one error document on stdout.
 This module keeps to what MicroPython and CPython share.
@@ -11,9 +11,10 @@ This module keeps to what MicroPython and CPython share.
 import sys
 
 if sys.implementation.name != "micropython":
-    from cni_plugin import client, sysio
+    from cni_plugin import client, probing, sysio
 else:
     import client  # type: ignore[import-not-found, no-redef]
+    import probing  # type: ignore[import-not-found, no-redef]
     import sysio  # type: ignore[import-not-found, no-redef]
 
 _IPAM_NAME = b"podwire-ipam"
@@ -29,6 +30,9 @@ def run(argv: list[bytes]) -> int:
     try:
         plugin = client.variable(sysio.environ(), "CNI_COMMAND") != ""
         if not plugin:
+            if _is_probe(argv):
+                probing.probe(argv[2] if len(argv) > 2 else None)
+                return 0
             _execute(argv, None)
         name = argv[0].split(b"/")[-1] if argv else b""
         status, stdin = client.call(name == _IPAM_NAME)
@@ -38,6 +42,11 @@ def run(argv: list[bytes]) -> int:
     except BaseException as e:  # noqa: BLE001  the boundary: one error document, whatever it was
         return _fail(e, plugin, stdin)
     return 0  # not reached: execute has replaced this process, or raised
+
+
+def _is_probe(argv: list[bytes]) -> bool:
+    """Whether it is `probe` or `probe FILE`; for --help and for mistakes there is the runtime."""
+    return argv[1:2] == [b"probe"] and len(argv) <= 3 and not argv[-1].startswith(b"-")
 
 
 def _execute(argv: list[bytes], stdin: bytes | None) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EMFILE, ENFILE
-from logging import INFO, WARNING, Logger
+from logging import DEBUG, INFO, WARNING, Logger
 from socket import socket
 from threading import Lock
 from time import perf_counter
@@ -28,6 +28,7 @@ from cni_plugin.version import VERSION
 from cni_plugin.wire import WireError
 
 _TURN_S = 60.0  # how long a call waits for another about the same attachment
+_QUESTIONS = ("STATUS", "VERSION")
 
 
 class Worker:
@@ -134,7 +135,7 @@ class Worker:
                 connection.reply(status, body)
             except OSError as e:
                 outcome["undelivered"] = str(e)
-        self._note(call, begun, INFO if status == 0 else WARNING, **outcome)
+        self._note(call, begun, _level(call, status), **outcome)
 
     def _open_host(self) -> Host:
         if self._host is None:
@@ -158,6 +159,14 @@ class Worker:
         fields = _fields(call)
         fields["duration_ms"] = round((perf_counter() - begun) * 1000, 3)
         self._logger.log(level, "served", extra={"fields": fields | outcome})
+
+
+def _level(call: Call, status: int) -> int:
+    """How much a call matters to a reader of the log, who has changes and failures to see: probes
+    and runtimes ask every few seconds whether all is well, and mostly it is."""
+    if status != 0:
+        return WARNING
+    return DEBUG if call.environ.get("CNI_COMMAND") in _QUESTIONS else INFO
 
 
 class Turns:

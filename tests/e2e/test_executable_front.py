@@ -10,14 +10,18 @@ import os
 import resource
 import struct
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from cni_plugin import wire
 from cni_plugin.skel import MAX_CONFIG_BYTES
 from cni_plugin.spec import SUPPORTED_VERSIONS
 from tests.support import executable
+from tests.support.agent import Agent
+from tests.support.netns import Namespace
+from tests.unit.fake_agent import FakeAgent, says
 
 _CONF = b'{"cniVersion": "1.0.0"}'
 _PT_DYNAMIC, _PT_INTERP = 2, 3
@@ -286,3 +290,160 @@ def test_another_name_makes_it_the_ipam_plugin(podwire: str, runtime: str, tmp_p
     environ = {"PODWIRE_RUNTIME": runtime}
     done = subprocess.run([link], capture_output=True, env=environ, timeout=60, check=True)
     assert done.stderr.startswith(b"podwire-ipam ")
+
+
+# --- podwire probe --------------------------------------------------------------------------------
+
+_PROBE_CPU_S = 0.03  # measured 0.001, 0.003 with nsenter; a command of the runtime's takes 0.1
+# What JSON writes as escapes, and some is no text; numbers that small machines don't have.
+_ODD = [
+    '\U0001f600 \ud800\u00fc\ud7a3 \n\0\x01\x7f"\\/',
+    2**70,
+    -(2**63),
+    1500,
+    0.5,
+    True,
+    None,
+    {},
+]
+
+
+@pytest.fixture
+def agent(node: Namespace, podwire: str, runtime: str, tmp_path: Path) -> Iterator[Agent]:
+    words = ("env", f"PODWIRE_RUNTIME={runtime}", podwire)
+    started = Agent(node, words, str(tmp_path)).start()
+    try:
+        yield started
+    finally:
+        if started.lives():
+            started.terminate()
+
+
+@pytest.fixture
+def probe(node: Namespace, podwire: str, tmp_path: Path) -> Call:
+    """probe(words..., socket=): where a runtime would be unpacked there is no folder, ever."""
+
+    def run(*words: str, socket: str) -> subprocess.CompletedProcess[bytes]:
+        absent = tmp_path / "no-runtime"
+        env = {"PODWIRE_RUNTIME": str(absent), "PODWIRE_SOCKET": socket}
+        command = [*node.prefix(), podwire, "probe", *words]
+        done = subprocess.run(command, env=env, capture_output=True, timeout=60, check=False)
+        assert not absent.exists()
+        return done
+
+    return run
+
+
+def _conflist(folder: Path, **keys: object) -> str:
+    plugin = {"type": "podwire", "bridge": "cni0", "comment": _ODD}
+    ipam = {"type": "host-local", "subnet": "10.244.0.0/24", "dataDir": str(folder / "networks")}
+    document = {
+        "cniVersion": "1.0.0",
+        "name": "podnet",
+        "plugins": [{**plugin, "ipam": ipam, **keys}, {"type": "portmap"}],
+    }
+    path = folder / "10-podwire.conflist"
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+def test_a_probe_of_an_agent(probe: Call, agent: Agent, node: Namespace, tmp_path: Path) -> None:
+    path = _conflist(tmp_path)
+    for words in ((), (path,)):
+        done = probe(*words, socket=agent.socket)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert agent.log("served") == []  # what is well is not worth a line every ten seconds
+    node.run("ip", "link", "add", "cni0", "type", "veth", "peer", "name", "veth0")  # no bridge
+    refused = probe(path, socket=agent.socket)
+    assert (refused.returncode, refused.stdout) == (1, b"")
+    assert refused.stderr.startswith(b"error 50: ")
+    assert b"cni0" in refused.stderr
+    assert probe(socket=agent.socket).returncode == 0  # which is no reason to restart the agent
+    assert agent.served() == [("STATUS", "error")]
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+def test_a_probe_hands_on_what_the_file_holds(probe: Call, tmp_path: Path, escaped: bool) -> None:
+    """Read and written again by MicroPython's JSON."""
+    comment = _ODD if escaped else ["\U0001f600\u00fc\ud7a3"]
+    path = Path(_conflist(tmp_path, comment=comment))
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document, ensure_ascii=escaped))
+    fake = FakeAgent(str(tmp_path / "fake.sock"))
+    try:
+        fake.script = says(wire.reply(wire.SERVED, 0, b""))
+        assert probe(str(path), socket=fake.path).returncode == 0
+    finally:
+        fake.close()
+    wanted = {**document["plugins"][0], "name": "podnet", "cniVersion": "1.1.0"}
+    assert [json.loads(request.stdin) for request in fake.requests] == [wanted]
+
+
+def test_a_probe_without_an_agent(probe: Call, tmp_path: Path) -> None:
+    for words in ((), (_conflist(tmp_path),)):
+        done = probe(*words, socket="/nowhere/agent.sock")
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.startswith(b"error 11: no agent serves at /nowhere/agent.sock: ")
+
+
+def test_a_probe_of_an_agent_whose_cluster_is_away(
+    probe: Call, node: Namespace, podwire: str, runtime: str, tmp_path: Path
+) -> None:
+    """Nor does it become ready without a configuration."""
+    path = tmp_path / "net.d" / "10-podwire.conflist"
+    away = ("--kubernetes", "--node-name=node-1", "--api-server=https://192.0.2.1:6443")
+    own = (f"--inventory={tmp_path}/nodes.json", f"--conf-dir={path.parent}")
+    words = ("env", f"PODWIRE_RUNTIME={runtime}", podwire)
+    agent = Agent(node, words, str(tmp_path), options=(*away, *own)).start()
+    try:
+        for _ in range(3):
+            assert probe(socket=agent.socket).returncode == 0
+            done = probe(str(path), socket=agent.socket)
+            assert done.returncode == 1
+            assert b"No such file or directory" in done.stderr
+    finally:
+        agent.terminate()
+
+
+def test_probes_are_cheap(probe: Call, agent: Agent, tmp_path: Path) -> None:
+    path = _conflist(tmp_path)
+    for words in ((), (path,)):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        for _ in range(10):
+            assert probe(*words, socket=agent.socket).returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        assert used / 10 < _PROBE_CPU_S
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("none", b"can't read "),
+        ("", b'can\'t read "": No such file'),
+        ("folder", b"Is a directory"),
+        ("large", b"is larger than 256 KiB"),
+        ("deep", b"is not JSON"),
+        ("other", b"none of those in "),
+    ],
+)
+def test_a_probe_by_a_file_that_is_none(
+    probe: Call, tmp_path: Path, name: str, words: bytes
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "large").write_bytes(b" " * 3_000_000)
+    (tmp_path / "deep").write_bytes(b"[" * 100_000)
+    (tmp_path / "other").write_bytes(b'{"plugins": [{"type": "bridge"}]}')
+    done = probe(str(tmp_path / name) if name else "", socket="/nowhere/agent.sock")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(b"error ")
+    assert words in done.stderr
+
+
+def test_help_and_mistakes_of_a_probe_are_the_tools(call: Call) -> None:
+    usage = call(b"probe", b"--help")
+    assert usage.returncode == 0
+    assert usage.stdout.startswith(b"Usage: podwire probe [OPTIONS] [CONFLIST]")
+    two = call(b"probe", b"a", b"b")
+    assert (two.returncode, two.stdout) == (2, b"")
+    assert b"unexpected extra argument" in two.stderr

@@ -378,6 +378,23 @@ def test_a_turn_is_given_back_after_a_failure() -> None:
 # --- the log ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", ["STATUS", "VERSION"])
+def test_a_question_whose_answer_is_good_is_for_who_wants_details(
+    desk: Desk, run: Callable[[Run], list[Request]], command: str
+) -> None:
+    """Probes ask every few seconds."""
+    run(silent)
+    data = request({"CNI_COMMAND": command}, CONF.replace(b"1.0.0", b"1.1.0"))
+    desk.serve(data)
+    desk.serve(request())
+    if command == "STATUS":
+        run(failing(CniError(Code.NOT_AVAILABLE, "no address", "enlarge it")))
+        desk.serve(data)
+    levels = [record.levelname for record in desk.log.records]
+    assert levels == ["DEBUG", "INFO", "WARNING"][: len(levels)]
+    assert len(levels) == (3 if command == "STATUS" else 2)
+
+
 def test_what_is_logged_of_a_call(desk: Desk, run: Callable[[Run], list[Request]]) -> None:
     run(silent)
     args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;X=1"

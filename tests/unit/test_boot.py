@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cni_plugin import client, sysio
+from cni_plugin import client, probing, sysio
 from launcher import boot, unpack
 
 Executed = list[tuple[list[bytes], bytes | None]]
@@ -145,6 +145,59 @@ def test_the_tool_goes_to_the_runtime(
     calls, executed = serve((0, b"")), execute()
     boot.run([b"podwire", b"status"])
     assert (calls, executed) == ([], [([b"podwire", b"status"], None)])
+
+
+# --- probes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def probes(monkeypatch: pytest.MonkeyPatch) -> list[bytes | None]:
+    """What has been probed."""
+    found: list[bytes | None] = []
+    monkeypatch.setattr(probing, "probe", found.append)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "file"), [([], None), ([b"/a.conflist"], b"/a.conflist"), ([b"\xff"], b"\xff")]
+)
+def test_a_probe_takes_no_runtime(
+    environ: Any, execute: Any, probes: list[bytes | None], words: list[bytes], file: bytes | None
+) -> None:
+    environ(b"")
+    executed = execute()
+    assert boot.run([b"/podwire", b"probe", *words]) == 0
+    assert (probes, executed) == ([file], [])
+
+
+@pytest.mark.parametrize("words", [[b"a", b"b"], [b"--help"], [b"-h"], [b"--", b"a"]])
+@pytest.mark.usefixtures("streams")
+def test_help_and_mistakes_are_the_tools(
+    environ: Any, execute: Any, probes: list[bytes | None], words: list[bytes]
+) -> None:
+    environ(b"")
+    executed = execute()
+    boot.run([b"podwire", b"probe", *words])
+    assert (probes, executed) == ([], [([b"podwire", b"probe", *words], None)])
+
+
+@pytest.mark.usefixtures("environ")
+def test_a_call_of_the_plugin_is_no_probe(serve: Any, probes: list[bytes | None]) -> None:
+    calls = serve((0, b""))
+    assert boot.run([b"podwire", b"probe"]) == 0
+    assert (calls, probes) == ([False], [])
+
+
+def test_a_probe_that_fails_is_for_people(
+    environ: Any, streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(conflist: bytes | None) -> None:
+        raise client.FailureError(11, "no agent", "start it")
+
+    environ(b"")
+    monkeypatch.setattr(probing, "probe", fail)
+    assert boot.run([b"podwire", b"probe"]) == 1
+    assert streams.written == {1: b"", 2: b"error 11: no agent\nhint: start it\n"}
 
 
 # --- how it fails ---------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cni_plugin import apiserver, conflists, runtimes
-from cni_plugin.client import DEFAULT_SOCKET
+from cni_plugin.client import DEFAULT_SOCKET, SILENCE_MS
 from cni_plugin.tool_follow import CONF_DIR, INVENTORY
 from cni_plugin.version import VERSION
 
@@ -130,6 +130,18 @@ def test_updates_go_a_few_nodes_at_a_time(objects: dict[str, Object], pod: Objec
 def test_selector_and_labels_agree(objects: dict[str, Object], pod: Object) -> None:
     selector = objects["DaemonSet"]["spec"]["selector"]["matchLabels"]
     assert selector.items() <= pod["metadata"]["labels"].items()
+
+
+def test_probes_ask_the_agent(agent: Object) -> None:
+    """Ready means that a pod could be added, by the file that the agent writes; alive, that it
+    replies. The probe's own word comes before the kubelet loses patience, and an agent that is
+    restarted has been silent for minutes: it may have been slow."""
+    ready, alive = agent["readinessProbe"], agent["livenessProbe"]
+    assert ready["exec"]["command"] == ["/podwire", "probe", f"{CONF_DIR}/10-podwire.conflist"]
+    assert alive["exec"]["command"] == ["/podwire", "probe"]
+    for probe in (ready, alive):
+        assert probe["timeoutSeconds"] * 1000 > SILENCE_MS
+    assert alive["periodSeconds"] * (alive["failureThreshold"] - 1) > 120
 
 
 # --- paths ----------------------------------------------------------------------------------------

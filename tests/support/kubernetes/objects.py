@@ -40,6 +40,8 @@ def pod_of(item: Object) -> Pod:
 
 
 def _template(name: str, script: str, ports: dict[int, int], **spec: Any) -> Object:
+    """With a grace period of 0 the API forgets a pod before its kubelet has ended it, and some
+    sandboxes would wait a minute for the kubelet's garbage collection."""
     container: Object = {
         "name": "main",
         "image": images.BUSYBOX,
@@ -52,7 +54,7 @@ def _template(name: str, script: str, ports: dict[int, int], **spec: Any) -> Obj
     }
     return {
         "metadata": {"labels": {"app": name}},
-        "spec": {"terminationGracePeriodSeconds": 0, "containers": [container], **spec},
+        "spec": {"terminationGracePeriodSeconds": 1, "containers": [container], **spec},
     }
 
 
