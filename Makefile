@@ -81,7 +81,8 @@ demo: $(RUNS) ## the network of one node and of two, in namespaces of this machi
 	@$(BIN)/podwire lab demo
 
 bench: $(READY) build ## ADD, DEL and IPAM against the Go plugins, beside each other
-	@bash tests/support/install-components.sh ip nsenter iptables iperf3 /usr/lib/cni/bridge
+	@bash tests/support/install-components.sh ip nsenter iptables iperf3 /usr/lib/cni/bridge \
+		containerd runc busybox
 	@$(BIN)/python -m bench
 
 image: ## the container image podwire:VERSION

@@ -25,6 +25,9 @@ Rules of the measurement:
     throughput  TCP and small packets: on one node, by route, by VXLAN
     connections connections a second through a host port, by the number of mapped pods
     peers       the first ADD of a node that has thousands of peers
+    cluster     an agent beside an API server that has thousands of Nodes; clusterplane is that,
+                clusteragent the agent, and clusterwatchers are many agents' watches
+    sandboxes   RunPodSandbox and StopPodSandbox of a real containerd, on a sandboxes_node
     demand      the agent that the first call starts
     soak        10,000 pods through one agent
     ipam        adding and releasing an address at 10 to 60,000 reservations
@@ -32,6 +35,6 @@ Rules of the measurement:
     profiling   where the time of one ADD goes
     results     what was measured, as data and as JSON
     statistic   medians and ratios
-    tables, rates, goals, report, plot
+    tables, rates, clustertables, sandboxes_table, goals, report, plot
                 what a reader sees: a terminal, docs/performance.md and .svg
 """

@@ -152,6 +152,9 @@ def masquerading(sides: Sequence[Contender]) -> list[Contender]:
 def newer() -> list[Contender]:
     """The Go bridge of the folder $PODWIRE_NEWER, which knows STATUS (1.5.0 or later)."""
     folder = os.environ.get("PODWIRE_NEWER", "")
+    beneath = os.path.join(folder, "usr/lib/cni")  # as newer-components.sh unpacks them
+    if folder and _installed(beneath, "bridge"):
+        folder = beneath
     if not folder or not _installed(folder, "bridge"):
         return []
     return [Contender(NEWER, os.path.join(folder, "bridge"), "bridge", folder)]

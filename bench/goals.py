@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from statistics import median
 from typing import NamedTuple
 
-from bench import connections, peers, rates, statistic, throughput
+from bench import (
+    cluster,
+    clustertables,
+    connections,
+    peers,
+    rates,
+    sandboxes,
+    statistic,
+    throughput,
+)
 from bench.contenders import (
     AGENT,
     AGENT_MASQUERADE,
@@ -20,6 +29,7 @@ from bench.contenders import (
 )
 from bench.crowd import AT_ONCE, MANY_PODS, PODS
 from bench.results import Results
+from bench.sandboxes_node import RUN
 from bench.statistic import Spread, percentile
 from bench.tables import calls_a_second, table
 
@@ -107,6 +117,8 @@ def _all(results: Results) -> Iterator[Goal]:
     yield from _flat(results)
     yield from _traffic(results)
     yield from _known(results)
+    yield from _followed(results)
+    yield from _sandboxes(results)
     yield Goal(
         "an address at 60,000 reservations / at 10",
         1.2,
@@ -177,6 +189,56 @@ def _known(results: Results) -> Iterator[Goal]:
         one = ("peers", peers.PROGRAM_MORE, backend)
         title = f"one more peer at {many:,} / at {few:,}, {backend}"
         yield Goal(title, _CONSTANT, _quotient(results, (*one, many), (*one, few)))
+
+
+_NODE_KIB = 12  # of an agent's memory, for each node of its cluster
+_CHANGE_MS = 100  # of its CPU, at the most nodes that are measured
+
+
+def _followed(results: Results) -> Iterator[Goal]:
+    """60 MiB and so much for each node; few requests; a change costs little among thousands."""
+    many = cluster.SIZES[-1]
+    for label in (cluster.LINK, cluster.ROUTER):
+        for size in cluster.SIZES:
+            rss = results.amount("cluster", cluster.RSS, label, size)
+            limit = 60 + size * _NODE_KIB / 1024
+            title = f"agent's RSS at {size:,} nodes, {label}"
+            yield Goal(title, limit, rss.value / 1024 if rss else None, unit=" MiB")
+        later = results.amount("cluster", cluster.LATER, label, many)
+        title = f"requests at {many:,} nodes after the start, {label}"
+        yield Goal(title, 0, later.value if later else None)
+        for what in cluster.CHANGES:
+            found = results.find("cluster", what, label, many)
+            title = f"agent's CPU for {what} at {many:,} nodes, {label}"
+            yield Goal(title, _CHANGE_MS, median(found.cpu) / 1e6 if found else None, unit=" ms")
+    kib = clustertables.per_node(results)
+    yield Goal("agent's RSS for each node", _NODE_KIB, kib, unit=" KiB")
+    if kept := clustertables.kept(results):
+        first, last = cluster.MANY[0], cluster.MANY[-1]
+        title = f"agent's RSS after {last:,} changes of nodes / after {first:,}"
+        yield Goal(title, 1.05, kept[1] / kept[0])
+
+
+def _spread(results: Results, one: Name, other: Name) -> Spread | None:
+    """Where the ratio of two series lies, by calls that ran next to each other."""
+    found = results.find(*one), results.find(*other)
+    if found[0] is None or found[1] is None:
+        return None
+    return statistic.pairs(found[0].wall, found[1].wall)
+
+
+_SANDBOX = (0.9, 0.8)  # of Go's, by sandboxes.AT_ONCE: containerd's own work is in both
+
+
+def _sandboxes(results: Results) -> Iterator[Goal]:
+    """The whole call of a kubelet, with each containerd."""
+    for scenario in sandboxes.TITLES:
+        for size, limit in zip(sandboxes.AT_ONCE, _SANDBOX, strict=True):
+            ours, go = ((scenario, RUN, name, size) for name in (AGENT, sandboxes.GO))
+            at_once = f", {size} at once" if size > 1 else ""
+            title = f"{sandboxes.TITLES[scenario]}{at_once} / Go's"
+            spread = _spread(results, ours, go)
+            yield Goal(title, limit, _quotient(results, ours, go), spread=spread)
 
 
 # --- what the agent holds ---------------------------------------------------------------------

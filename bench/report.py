@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench import goals, iperf, peers, rates, tables, throughput
+from bench import (
+    cluster,
+    clustertables,
+    goals,
+    iperf,
+    peers,
+    rates,
+    sandboxes,
+    sandboxes_table,
+    tables,
+    throughput,
+)
 from bench.connections import COPIED
 from bench.contenders import NEWER, PEER_IPAM, PODWIRE_IPAM
 from bench.crowd import AT_ONCE, MANY_PODS, PODS
@@ -62,6 +73,16 @@ _PEERS_EXPLAINED = (
     f" when it changed. *{peers.FIRST}*: of a node that knows nobody, with an agent that has just"
     " started."
 )
+_CLUSTER_EXPLAINED = (
+    "A real kube-apiserver and etcd hold the Nodes, of some 6 kB each. *start to ready*: from the"
+    " agent's fork to the network configuration, with all routes made; of a process that has just"
+    " been started, and Python with it. *a node ...*: from before the call of the API to the route"
+    " in the kernel; the agent waits 50 ms for more to happen, and after a turn for three times as"
+    " long as that took. CPU is the agent's until it is quiet. *at rest* includes what it looks at"
+    " every half minute. Requests are those up to the first quiet moment, by the API server's audit"
+    f" log; *later*: all after it. A watch is as an agent has it; {cluster.AT_ONCE} are in one"
+    " process, and CPU is the API server's alone."
+)
 _PAGE = """\
 # Performance
 
@@ -117,6 +138,12 @@ def _traffic(results: Results) -> Iterator[tuple[str, str]]:
         yield "Connections to a host port", f"{body}\n\n{_CONNECTIONS_EXPLAINED}"
     if body := rates.peers(results):
         yield "Many nodes", f"{body}\n\n{_PEERS_EXPLAINED}"
+    for scenario, title in sandboxes.TITLES.items():
+        if body := sandboxes_table.sandboxes(results, scenario):
+            yield title, f"{body}\n\n{sandboxes_table.EXPLAINED}"
+    parts = [clustertables.agent(results), clustertables.held(results)]
+    if found := [part for part in (*parts, clustertables.server(results)) if part]:
+        yield "Following a Kubernetes cluster", "\n\n".join((*found, _CLUSTER_EXPLAINED))
 
 
 def _parallel_explained() -> str:

@@ -51,6 +51,21 @@ class Rates(NamedTuple):
     size: int = 0
 
 
+class Amount(NamedTuple):
+    """One number that is neither a time of many nor a rate: `unit` is the value's.
+
+    `scenario` and `what` name it ("cluster", "RSS"), `contender` is whose it is, `size` how many
+    nodes there were (0 where that is no question).
+    """
+
+    scenario: str
+    what: str
+    contender: str
+    unit: str
+    value: float
+    size: int = 0
+
+
 class Results(NamedTuple):
     """One run. `machine` and `contenders` are texts by name, `commands` shell text by title;
     `aliases` says what a page writes in place of a path of this machine."""
@@ -63,6 +78,7 @@ class Results(NamedTuple):
     aliases: dict[str, str] = {}  # noqa: RUF012
     held: tuple[Held, ...] = ()
     rates: tuple[Rates, ...] = ()
+    amounts: tuple[Amount, ...] = ()
 
     def of(self, scenario: str) -> Iterator[Series]:
         return (series for series in self.series if series.scenario == scenario)
@@ -82,12 +98,19 @@ class Results(NamedTuple):
             (r for r in self.rates if (r.scenario, r.what, r.contender, r.size) == wanted), None
         )
 
+    def amount(self, scenario: str, what: str, contender: str, size: int = 0) -> Amount | None:
+        wanted = (scenario, what, contender, size)
+        return next(
+            (a for a in self.amounts if (a.scenario, a.what, a.contender, a.size) == wanted), None
+        )
+
 
 def encode(results: Results) -> str:
     document: dict[str, Any] = {"format": FORMAT, **results._asdict()}
     document["series"] = [series._asdict() for series in results.series]
     document["held"] = [held._asdict() for held in results.held]
     document["rates"] = [rates._asdict() for rates in results.rates]
+    document["amounts"] = [amount._asdict() for amount in results.amounts]
     return json.dumps(document) + "\n"
 
 
@@ -104,5 +127,6 @@ def decode(text: str) -> Results:
     document["rates"] = tuple(
         Rates(**{**entry, "values": tuple(entry["values"])}) for entry in document["rates"]
     )
+    document["amounts"] = tuple(Amount(**entry) for entry in document.get("amounts", ()))
     document["notes"] = tuple(document["notes"])
     return Results(**document)

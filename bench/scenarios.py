@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from bench import (
     chain,
+    cluster,
     connections,
     contenders,
     crowd,
@@ -22,12 +23,13 @@ from bench import (
     namespaces,
     peers,
     pods,
+    sandboxes,
     soak,
     throughput,
 )
 from bench.contenders import Contender
 from bench.nodes import Place
-from bench.results import Held, Rates, Results, Series
+from bench.results import Amount, Held, Rates, Results, Series
 
 
 class Found(NamedTuple):
@@ -36,6 +38,7 @@ class Found(NamedTuple):
     series: Sequence[Series] = ()
     held: Sequence[Held] = ()
     rates: Sequence[Rates] = ()
+    amounts: Sequence[Amount] = ()
 
 
 class _Scenario(NamedTuple):
@@ -52,6 +55,11 @@ def _only_series(measure: Callable[[Sequence[Contender], Place, int], list[Serie
 
 def _only_rates(measure: Callable[[Sequence[Contender], Place, int], list[Rates]]) -> _Scenario:
     return _Scenario(lambda sides, place, runs: Found(rates=measure(sides, place, runs)))
+
+
+def _cluster(sides: Sequence[Contender], place: Place, _: int) -> Found:
+    measured = cluster.cluster(sides, place)
+    return Found(series=measured.series, amounts=measured.amounts)
 
 
 SCENARIOS: Mapping[str, _Scenario] = {
@@ -72,6 +80,8 @@ SCENARIOS: Mapping[str, _Scenario] = {
     "throughput": _only_rates(throughput.throughput),
     "connections": _only_rates(connections.connections),
     "peers": _only_series(peers.peers),
+    "sandboxes": _only_series(lambda sides, _, runs: sandboxes.sandboxes(sides, runs)),
+    "cluster": _Scenario(_cluster, default=False),
     "soak": _Scenario(lambda sides, place, _: Found(*soak.soak(sides, place)), default=False),
 }
 DEFAULT = tuple(name for name, scenario in SCENARIOS.items() if scenario.default)
@@ -89,10 +99,16 @@ def run(wanted: Sequence[str], runs: int, directory: str | None) -> Results:
         wanted = [name for name in wanted if not SCENARIOS[name].root]
     if "throughput" in wanted:
         notes += throughput.missing()
+    if "cluster" in wanted:
+        notes += cluster.missing()
+    if "sandboxes" in wanted:
+        notes += sandboxes.missing()
     found: list[Found] = []
     begin = monotonic()
     with _folder(directory) as folder:
         about = machine.describe(folder)
+        if "sandboxes" in wanted:
+            about |= sandboxes.versions()
         place = Place(folder)
         for name in wanted:
             print(f"{monotonic() - begin:4.0f} s  measuring {name}", file=sys.stderr, flush=True)
@@ -111,6 +127,7 @@ def run(wanted: Sequence[str], runs: int, directory: str | None) -> Results:
         aliases=_aliases(sides),
         held=tuple(held for each in found for held in each.held),
         rates=tuple(rates for each in found for rates in each.rates),
+        amounts=tuple(amount for each in found for amount in each.amounts),
     )
 
 

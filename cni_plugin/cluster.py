@@ -143,12 +143,12 @@ def observed(cluster: Cluster, found: Survey, route_socket: RouteSocket) -> Stat
     return paths.observe(found, cluster.cross, mac, route_socket)
 
 
-def sync(cluster: Cluster, route_socket: RouteSocket) -> Changes:
+def sync(cluster: Cluster, route_socket: RouteSocket, patient: bool = False) -> Changes:
     """Bring the routes to the other nodes and the overlay in line with the inventory, all of it or
     nothing; what was changed.
 
     The common case, nothing to do, takes no lock. Raises CniError 104 when all is done but routes
-    by gateways that this node has no way to now.
+    by gateways that this node has no way to now, unless it is `patient`.
     """
     found = cluster.surveys.pop() if cluster.surveys else survey(cluster, route_socket)
     changes = Changes()
@@ -156,7 +156,8 @@ def sync(cluster: Cluster, route_socket: RouteSocket) -> Changes:
         with node_lock(exclusive=True):
             state = observed(cluster, found, route_socket)
             changes = paths.converge(found, state, route_socket)
-    paths.refuse_waiting(found)
+    if not patient:
+        paths.refuse_waiting(found)
     return changes
 
 
@@ -202,8 +203,18 @@ def mtus(cluster: Cluster, route_socket: RouteSocket, whole: bool = False) -> Mt
     )
 
 
-def refuse_obstructed(cluster: Cluster, route_socket: RouteSocket) -> None:
-    """For STATUS: what would keep `sync` from making what is missing.
+def waiting(cluster: Cluster, route_socket: RouteSocket) -> str:
+    """Which peers have to wait for a way to them, in words; "" when none has."""
+    try:
+        paths.refuse_waiting(survey(cluster, route_socket))
+    except CniError as e:
+        return e.msg
+    return ""
+
+
+def refuse_obstructed(cluster: Cluster, route_socket: RouteSocket, patient: bool = False) -> None:
+    """For STATUS: what would keep `sync` from making what is missing. A `patient` one lets peers
+    wait that there is no way to now.
 
     Raises CniError 103 for another program's route or link in the way, 104 for a node whose
     address is not on a link of this node, 7 for an underlay that is not there.
@@ -211,8 +222,10 @@ def refuse_obstructed(cluster: Cluster, route_socket: RouteSocket) -> None:
     found = survey(cluster, route_socket)
     state = observed(cluster, found, route_socket)
     paths.refuse_unfit(found, route_socket)
-    paths.refuse_waiting(found)
-    changes = routes.difference(found.peers.routes, state.routes)
+    if not patient:
+        paths.refuse_waiting(found)
+    wanted = found.possible if patient else found.peers.routes
+    changes = routes.difference(wanted, state.routes)
     table = KernelRouteTable(route_socket)
     table.refuse_obstructed([*changes.add, *changes.replace])
     table.refuse_distant([*changes.add, *changes.replace])

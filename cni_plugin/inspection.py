@@ -143,7 +143,7 @@ def status(request: Request, node: Node) -> bytes:
         if nodes and not upkeep.are_reached(node.fabric, record_of(conf)):
             from cni_plugin import cluster
 
-            cluster.refuse_obstructed(nodes, node.route_socket)
+            cluster.refuse_obstructed(nodes, node.route_socket, patient=bool(conf.mtu))
         if conf.ip_masq or conf.maps_ports or conf.ingress_policy != OPEN:
             node.fabric.netfilter.generation()  # a kernel without nftables refuses
     except CniError as e:

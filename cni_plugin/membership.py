@@ -77,7 +77,7 @@ def _claims(member: Member, local: Local) -> Iterator[_Claim]:
 
 def _unusable(subnet: IPNetwork, local: Local) -> str:
     """Why pods here or elsewhere can't have addresses of the subnet; "" when they can."""
-    if special := ranges.reserved(subnet):
+    if not nodes.is_plain_cidr(subnet) and (special := ranges.reserved(subnet)):
         return f"overlaps {special}, which no host has addresses of"
     if ranges.is_mapped(subnet):
         return "is IPv4 mapped into IPv6"
@@ -160,6 +160,7 @@ class Membership:
         self._local: Local = ()
         self._members: dict[str, Member] = {}
         self._claims = _Claims()
+        self._claimed: dict[str, tuple[_Claim, ...]] = {}  # by whom
         self._met: dict[_Claim, _Claim] = {}  # refused claims, with what they met
         self._macs: dict[str, set[str]] = {}  # which names say that their VTEP has it
         self._nodes: dict[str, Node] = {}
@@ -205,7 +206,7 @@ class Membership:
             former = self._members.pop(name, None)
             if former is not None:
                 concerned |= self._note_mac(former, there=False)
-                for claim in _claims(former, self._local):
+                for claim in self._claimed.pop(name):
                     self._claims.remove(claim)
                     self._met.pop(claim, None)
                     places.add((claim.start, claim.size))
@@ -213,7 +214,8 @@ class Membership:
             if member is not None:
                 self._members[name] = member
                 concerned |= self._note_mac(member, there=True)
-                for claim in _claims(member, self._local):
+                self._claimed[name] = tuple(_claims(member, self._local))
+                for claim in self._claimed[name]:
                     self._claims.add(claim)
                     places.add((claim.start, claim.size))
         for place in {self._claims.widest(*place) for place in places}:
@@ -282,6 +284,11 @@ class Membership:
         addresses, subnets = self._standing(member)
         return member._replace(addresses=addresses, pod_cidrs=subnets)
 
+    def told_addresses(self) -> tuple[IPAddress, ...]:
+        """This node's addresses, whether they stand or not."""
+        member = self._members.get(self._own_name)
+        return member.addresses if member is not None else ()
+
     def refusals(self) -> tuple[Refusal, ...]:
         """What of the members is not used now, sorted."""
         return tuple(sorted(each for found in self._refusals.values() for each in found))
@@ -294,7 +301,7 @@ class Membership:
         """The addresses and the subnets that are the member's."""
         addresses: list[IPAddress] = []
         subnets: list[IPNetwork] = []
-        for claim in _claims(member, self._local):
+        for claim in self._claimed[member.name]:
             if claim in self._met:
                 continue
             if isinstance(claim.held, IPv4Network | IPv6Network):
@@ -320,7 +327,7 @@ class Membership:
 
     def _refused(self, member: Member) -> tuple[Refusal, ...]:
         found = list(_unclaimed(member, self._local))
-        for claim in _claims(member, self._local):
+        for claim in self._claimed[member.name]:
             met = self._met.get(claim)
             if met is not None:
                 found.append(_refusal(claim, met))

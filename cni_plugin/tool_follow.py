@@ -13,10 +13,12 @@ from logging import Logger
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from cni_plugin import apiserver
+from cni_plugin.fields import as_address
 from cni_plugin.sources import INVENTORY, LEASE, SourceError
-from cni_plugin.spec import CniError, Code
+from cni_plugin.spec import CniError, Code, IPAddress
 
 if TYPE_CHECKING:
     from cni_plugin.agent.coordination import Coordination
@@ -124,6 +126,7 @@ def following(logger: Logger, given: dict[str, Any]) -> Callable[[Memory], Coord
     """
     if given["kubernetes"] and given["etcd"]:
         raise click.UsageError("--kubernetes and --etcd exclude each other")
+    _refuse_useless(given)
     if not given["kubernetes"] and not given["etcd"]:
         return None
     from cni_plugin.agent.clusternode import Place
@@ -139,6 +142,17 @@ def following(logger: Logger, given: dict[str, Any]) -> Callable[[Memory], Coord
         source = etcd
         place = place._replace(template=_with_keys(place.template, _conf_keys(etcd)))
     return lambda memory: Coordination(source, place, memory, logger)
+
+
+def _refuse_useless(given: dict[str, Any]) -> None:
+    """Options of an engine that is not asked for: somebody expects something of them."""
+    etcd = [key for key in given if key.startswith("etcd_") and key != "etcd_format"]
+    for engine, keys in (("kubernetes", ["api_server"]), ("etcd", [*etcd, "addresses"])):
+        for key in keys:
+            source = click.get_current_context().get_parameter_source(key)
+            if given[key] and not given[engine] and source == ParameterSource.COMMANDLINE:
+                name = "node-address" if key == "addresses" else key.replace("_", "-")
+                raise click.UsageError(f"--{name} is of no use without --{engine}")
 
 
 def _kubernetes(name: str, given: dict[str, Any]) -> Source:
@@ -162,7 +176,7 @@ def _etcd(name: str, given: dict[str, Any], logger: Logger) -> EtcdSource:
     options = EtcdOptions.checked(
         given["etcd"],
         name,
-        given["addresses"] or _own_addresses(),
+        [as_address(each, "--node-address") for each in given["addresses"]] or _own_addresses(),
         prefix=given["etcd_prefix"],
         pool=given["etcd_pool"],
         subnet_length=given["etcd_subnet_length"],
@@ -205,12 +219,12 @@ def _with_keys(shared: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, 
     return {**shared, "plugins": merged}
 
 
-def _own_addresses() -> list[str]:
+def _own_addresses() -> list[IPAddress | str]:
     """The addresses that this machine goes out with, one of each family that has a way out.
 
     Nothing is sent. Raises CniError 7 when there is none.
     """
-    found = []
+    found: list[IPAddress | str] = []
     for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((far, 9))

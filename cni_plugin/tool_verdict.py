@@ -81,7 +81,7 @@ def _ask_podwire_alone(request: Request, node: Node) -> None:
     if conf.mode == "bridge":
         bridge.refuse_unusable(node.route_socket, conf.bridge, ())
     if nodes:
-        cluster.refuse_obstructed(nodes, node.route_socket)
+        cluster.refuse_obstructed(nodes, node.route_socket, patient=bool(conf.mtu))
 
 
 def _environ() -> dict[str, str]:

@@ -196,7 +196,9 @@ def keep_peers(fabric: Fabric, record: NetworkRecord) -> list[str]:
         return words(memory.keep_peers(fabric, record))
     from cni_plugin import cluster as clusters
 
-    done = words(clusters.sync(cluster_of(fabric, record), fabric.route_socket))
+    # A peer without a way costs its own pods theirs, and no other: who needs its MTU has asked.
+    cluster = cluster_of(fabric, record)
+    done = words(clusters.sync(cluster, fabric.route_socket, patient=True))
     memory.synced[way_of(record)] = (mark, epoch)
     return done
 

@@ -58,12 +58,12 @@ def read_plain(value: object) -> Node | None:
         overlay = texts.address(value["overlayAddress"])
         if overlay is None or is_unreachable(overlay):
             return None
-    if any(map(is_unreachable, addresses)) or not all(map(_is_plain_cidr, subnets)):
+    if any(map(is_unreachable, addresses)) or not all(map(is_plain_cidr, subnets)):
         return None
     return Node(name, addresses, networks, subnets, overlay, mac)
 
 
-def _is_plain_cidr(subnet: IPNetwork) -> bool:
+def is_plain_cidr(subnet: IPNetwork) -> bool:
     """Whether the subnet is far from everything special, as all but mistakes are; by bits."""
     if subnet.prefixlen < 10:
         return False

@@ -9,33 +9,36 @@ The inventory outlives the agent and the API: pods go on coming up from what was
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from json import dumps, loads
 from logging import Logger
-from os import environ
 from typing import Any, NamedTuple
 
 from cni_plugin import cluster as clusters
 from cni_plugin import conflists, netconf, resubnet, skel, upkeep
+from cni_plugin.agent import fitting, mtus
 from cni_plugin.cluster import Cluster
 from cni_plugin.fabric import Fabric, Memory, cluster_of, exact_stamp, way_of
+from cni_plugin.fields import invalid
 from cni_plugin.inspection import status
 from cni_plugin.kernel import observe
 from cni_plugin.kernel.netlink import RouteSocket
-from cni_plugin.membership import Membership
+from cni_plugin.membership import Membership, Refusal
 from cni_plugin.netconf import NetConf
 from cni_plugin.node import Node as Caller
 from cni_plugin.node import record_of
 from cni_plugin.paths import Survey
 from cni_plugin.records import NetworkRecord
-from cni_plugin.sources import Announcement, Readiness
-from cni_plugin.spec import CniError, Code, IPNetwork, Request
+from cni_plugin.sources import Announcement, Member, Readiness
+from cni_plugin.spec import SUPPORTED_VERSIONS, CniError, Code, IPNetwork, Request
 from ipam import config
 from ipam import inventory as inventories
 from ipam import peers as node_peers
 
 READY = "PodwireReady"
+_OVERLAY_BYTES = 70  # VXLAN over IPv6, the most that it takes
 NO_NODE, NO_SUBNET, NOT_READY = "NodeNotFound", "NoPodCIDR", "NetworkNotReady"
 
 
@@ -65,6 +68,11 @@ class ClusterNode:
         self._logger = logger
         self._former: tuple[IPNetwork, ...] = ()
         self._lines: inventories.Lines = {}
+        self._quarantine = fitting.Quarantine()
+        self._kept: tuple[Announcement, int] = (Announcement(), 0)
+        self.refusals: tuple[Refusal, ...] = ()
+        self._unreached = ""
+        self._doubted: frozenset[str] = frozenset()
 
     @property
     def is_settled(self) -> bool:
@@ -83,9 +91,10 @@ class ClusterNode:
             if isinstance(e.__cause__, FileNotFoundError):
                 return
             raise
+        self._quarantine.trust(known.nodes)
         for node in known.nodes:
             if node.name == self._place.name and node.pod_cidrs:
-                self._keep(node.pod_cidrs)
+                self._keep(node.pod_cidrs, "")
 
     def bring_about(self, members: Membership) -> Outcome:
         """Make this node what the members say it is to be. Raises nothing that is not a mistake of
@@ -104,39 +113,95 @@ class ClusterNode:
             return Outcome(Readiness(False, NO_NODE, f"the cluster has no node {name}"))
         with RouteSocket() as route_socket:
             local = observe.local_addresses(route_socket)
-        members.keep_out(clusters.node_networks(member.addresses, local))
-        nodes = members.nodes()
-        if nodes:
-            self._write(nodes)
+        members.keep_out(clusters.node_networks(members.told_addresses(), local))
+        # What this node announced of itself is its own doing, whoever wrote it there since.
+        told = [
+            node._replace(overlay_address=None, vtep_mac="") if node.name == name else node
+            for node in members.nodes()
+        ]
+        nodes, unfit = fitting.fitting(told, self._backend())
         own = next((node for node in nodes if node.name == name), None)
         if own is None or not own.pod_cidrs:
-            return Outcome(_unusable(members, name))
-        announcement, mtu = self._keep(own.pod_cidrs)
+            if nodes:
+                self._write(nodes)
+            self.refusals = (*members.refusals(), *unfit)
+            return Outcome(_unusable(self.refusals, name))
+        subnets, link = own.pod_cidrs, self._link_of(member, local)
+        self._quarantine.bring(name, nodes, lambda some: self._try(some, subnets, link))
+        self.refusals = (*members.refusals(), *unfit, *self._quarantine.refusals)
+        announcement, mtu = self._kept
         self._configure(own.pod_cidrs, mtu)
-        subnets = ", ".join(map(str, own.pod_cidrs))
-        return Outcome(Readiness(True, READY, f"pods get addresses of {subnets}"), announcement)
+        said = ["pods get addresses of " + ", ".join(map(str, own.pod_cidrs))]
+        said += [each.message for each in self.refusals if each.name == name]
+        said += self._doubts()
+        return Outcome(Readiness(True, READY, "; ".join(said)), announcement)
 
-    def _write(self, nodes: tuple[inventories.Node, ...]) -> None:
-        path = self._place.inventory
+    def _doubts(self) -> list[str]:
+        """What is wrong without keeping pods from coming."""
+        doubts = [self._unreached] if self._unreached else []
+        used = conflists.in_use(self._place.conf_dir)
+        if used is not None and used.path != os.path.join(self._place.conf_dir, conflists.NAME):
+            why = f"the runtime uses {used.path}, which sorts before {conflists.NAME}"
+            doubts.append(f"{why}; remove that file")
+        for doubt in doubts:
+            if doubt not in self._doubted:
+                self._logger.warning("doubt", extra={"fields": {"what": doubt}})
+        self._doubted = frozenset(doubts)
+        return doubts
+
+    @staticmethod
+    def _link_of(member: Member, local: clusters.LocalAddresses) -> str:
+        """The link that has the node's address, "" when none has."""
+        return next((link for link, own in local if own.ip in member.addresses), "")
+
+    def _backend(self) -> str:
+        return netconf.parse(_request(self._render((), 0))).cross_node.backend
+
+    def _try(
+        self, nodes: Sequence[inventories.Node], subnets: tuple[IPNetwork, ...], link: str
+    ) -> None:
+        self._write(nodes)
+        self._kept = self._keep(subnets, link)
+
+    def _write(self, some: Sequence[inventories.Node]) -> None:
+        path, nodes = self._place.inventory, tuple(some)
         inventories.write(path, nodes, self._lines)
         self._memory.written = {path: (exact_stamp(path), inventories.Inventory(path, nodes))}
 
     # --- the kernel -----------------------------------------------------------------------------
 
-    def _keep(self, subnets: tuple[IPNetwork, ...]) -> tuple[Announcement, int]:
+    def _keep(self, subnets: tuple[IPNetwork, ...], link: str) -> tuple[Announcement, int]:
         """Rules, paths, the bridge's addresses; what to announce, and the MTU of new pods (0: as
-        without peers)."""
+        without peers). `link` has the node's address."""
         request = _request(self._render(subnets, 0))
         conf = netconf.parse(request)
         record = record_of(conf, subnets)
         with RouteSocket() as route_socket, closing(Fabric(route_socket, self._memory)) as fabric:
+            _refuse_another(fabric, record)
             changed = resubnet.resubnet(fabric, config.locate(request), subnets)
             self._former = changed.former
             for what in [*changed.done, *upkeep.keep(fabric, record)]:
                 self._logger.info("set up", extra={"fields": {"what": what}})
-            mtu = upkeep.pod_mtu(fabric, record)
             cluster = cluster_of(fabric, record)
+            mtu = self._mtu(fabric, record, cluster, link)
             return _announcement(cluster, conf, self._survey(cluster, record, route_socket)), mtu
+
+    def _mtu(self, fabric: Fabric, record: NetworkRecord, cluster: Cluster, link: str) -> int:
+        """The MTU of new pods. A peer that there is no way to has no say: it must not cost all
+        others their pods. Where no peer is left, what the overlay would leave of the node's link.
+        """
+        try:
+            mtu = upkeep.pod_mtu(fabric, record)
+        except CniError as e:
+            self._unreached = clusters.waiting(cluster, fabric.route_socket)
+            if not self._unreached or e.code != Code.KERNEL_REFUSED:
+                raise
+        else:
+            self._unreached = ""
+            return mtu
+        mtu = clusters.mtus(cluster, fabric.route_socket).pods
+        own = observe.link(fabric.route_socket, link) if link and not mtu else None
+        return own.mtu - _OVERLAY_BYTES if own is not None else mtu
 
     def _survey(
         self, cluster: Cluster, record: NetworkRecord, route_socket: RouteSocket
@@ -156,7 +221,7 @@ class ClusterNode:
     def _configure(self, subnets: tuple[IPNetwork, ...], mtu: int) -> None:
         """Write the configuration when a pod could be served by it. Raises CniError."""
         text = self._render(subnets, mtu)
-        caller = Caller(dict(environ), memory=self._memory)
+        caller = Caller(dict(os.environ), memory=self._memory)
         try:
             status(_request(text), caller)
         finally:
@@ -167,9 +232,9 @@ class ClusterNode:
             self._logger.info("network configuration written", extra={"fields": fields})
 
 
-def _unusable(members: Membership, name: str) -> Readiness:
+def _unusable(refusals: Sequence[Refusal], name: str) -> Readiness:
     """Why the node has no subnet for its pods."""
-    for refusal in members.refusals():
+    for refusal in refusals:
         if refusal.name == name:
             return Readiness(False, refusal.reason, refusal.message)
     message = (
@@ -185,6 +250,10 @@ def _request(text: str) -> Request:
     Raises CniError 7 for a list without podwire.
     """
     document = loads(text)
+    offered = [document["cniVersion"], *document.get("cniVersions", ())]
+    for version in offered:
+        if version not in SUPPORTED_VERSIONS:
+            raise invalid("cniVersion", version, f"expected of {', '.join(SUPPORTED_VERSIONS)}")
     for plugin in document["plugins"]:
         if plugin.get("type") == conflists.TYPE:
             conf = {**plugin, "name": document["name"], "cniVersion": "1.1.0"}
@@ -196,6 +265,27 @@ def _request(text: str) -> Request:
     )
 
 
+def _refuse_another(fabric: Fabric, record: NetworkRecord) -> None:
+    """Raises CniError 7 for a network of another name or bridge than that of pods which still run:
+    the new one would give their addresses away, or cut them off. One without pods is forgotten."""
+    for former in fabric.records.all():
+        renamed = former.network != record.network
+        if former.nodes != record.nodes or not (renamed or former.bridge != record.bridge):
+            continue
+        pods = sum(mtus.of_pods(fabric.route_socket, former.network).values())
+        if pods:
+            field, value = ("name", record.network) if renamed else ("bridge", record.bridge)
+            was = former.network if renamed else former.bridge
+            raise invalid(
+                field,
+                value,
+                f'expected "{was}" while this node has pods of that',
+                f"drain the node first: {pods} pods of network {former.network} run here",
+            )
+        if renamed:
+            fabric.records.forget(former.network)
+
+
 def _announcement(cluster: Cluster, conf: NetConf, found: Survey | None) -> Announcement:
     cross = conf.cross_node
     if found is None:
@@ -205,6 +295,8 @@ def _announcement(cluster: Cluster, conf: NetConf, found: Survey | None) -> Anno
         address = found.device.vxlan.local
     else:
         version = node_peers.underlay_version(cluster.inventory, cross)
-        address = node_peers.underlay_address(cluster.own, version, cross)
+        address = node_peers.underlay_address(
+            cluster.own._replace(overlay_address=None), version, cross
+        )
     backend = f"{cross.backend} vni={cross.vni} port={cross.port}"
     return Announcement(mac, address, backend)

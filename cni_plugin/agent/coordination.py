@@ -9,6 +9,8 @@ a share of a processor and not all of it.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from logging import INFO, WARNING, Logger
@@ -27,15 +29,31 @@ _GATHER_S = 0.05
 _TICK_S = 5.0  # the MTU of the paths may have changed: nobody tells this thread
 _WHOLE_S = 30.0
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 30.0
+_REPORTS = 10  # a turn; the rest waits for the next
 _SHARE = 3.0  # a turn of t seconds is followed by a pause of this times t, at most
-_LONGEST_PAUSE_S = 5.0
+_LONGEST_PAUSE_S = 2.0
+
+
+def _end_process() -> None:
+    """As an administrator does, so that calls are finished; who looks after us starts the next."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Coordination:
     """Of the network namespace in which `start` is called. `memory` is the workers' as well."""
 
-    def __init__(self, source: Source, place: Place, memory: Memory, logger: Logger) -> None:
+    def __init__(
+        self,
+        source: Source,
+        place: Place,
+        memory: Memory,
+        logger: Logger,
+        failed: Callable[[], None] = _end_process,
+    ) -> None:
+        """`failed` is called when a mistake of ours has ended one of the threads: an agent that
+        no longer follows must not look like one that does."""
         self._source = source
+        self._failed = failed
         self._name = place.name
         self._memory = memory
         self._logger = logger
@@ -44,6 +62,7 @@ class Coordination:
         self._heard: SimpleQueue[Change | None] = SimpleQueue()
         self._outcome: Outcome | None = None
         self._readiness: Readiness | None = None
+        self._refusals: frozenset[Refusal] = frozenset()
         self._reported: frozenset[Refusal] = frozenset()
         self._listed = self._away = False
         self._failure = ""
@@ -71,7 +90,7 @@ class Coordination:
             self._source.follow(self._heard.put)
         except Exception:
             self._logger.exception("the cluster is no longer followed")
-            self._heard.put(Away("a mistake of the agent's ended the thread that listens"))
+            self._failed()
 
     def _run(self) -> None:
         try:
@@ -80,6 +99,7 @@ class Coordination:
                 pass
         except Exception:
             self._logger.exception("the cluster is no longer heeded")
+            self._failed()
 
     def _resume(self) -> None:
         try:
@@ -142,6 +162,10 @@ class Coordination:
     def _bring_about(self, now: float) -> None:
         self._epoch, self._brought_about_at = self._memory.epoch, now
         self._outcome = outcome = self._node.bring_about(self._members)
+        refusals = frozenset(self._node.refusals)
+        for refusal in sorted(refusals - self._refusals):
+            self._logger.warning("refused", extra={"fields": refusal._asdict()})
+        self._refusals = refusals
         if outcome.readiness != self._readiness:
             self._readiness = outcome.readiness
             level = INFO if outcome.readiness.ready else WARNING
@@ -151,13 +175,12 @@ class Coordination:
 
     def _tell(self) -> None:
         """Tell the cluster what is not known to have been told; try again later what fails."""
-        failures = [failure for step in self._to_tell() if (failure := _attempt(step))]
-        for failure in failures[:1]:
-            if failure != self._failure:
-                self._logger.warning("can't tell the cluster", extra={"fields": {"why": failure}})
-        self._failure = failures[0] if failures else ""
+        failure = next(filter(None, map(_attempt, self._to_tell())), "")  # each may take a while
+        if failure and failure != self._failure:
+            self._logger.warning("can't tell the cluster", extra={"fields": {"why": failure}})
+        self._failure = failure
         ready = self._outcome is not None and self._outcome.readiness.ready
-        if ready and not failures:
+        if ready and not failure:
             self._retry_s = 0.0
         else:
             self._retry_s = min(max(2 * self._retry_s, _FIRST_RETRY_S), _LONGEST_RETRY_S)
@@ -168,15 +191,22 @@ class Coordination:
         if self._outcome.announcement is not None:
             yield partial(self._source.announce, self._outcome.announcement)
         yield partial(self._source.say_ready, self._outcome.readiness)
-        wanted = frozenset(r for r in self._members.refusals() if self._name in (r.name, r.holder))
-        for refusal in sorted(wanted - self._reported):
+        wanted = frozenset(r for r in self._node.refusals if self._is_ours(r))
+        for refusal in sorted(wanted - self._reported)[:_REPORTS]:
             yield partial(self._report, refusal)
         self._reported &= wanted  # one that comes again is told again
+
+    def _is_ours(self, refusal: Refusal) -> bool:
+        """Whether this node is to report it: as the refused one or the holder; without a holder as
+        the first of all by name, since the refused node may have no agent."""
+        if self._name in (refusal.name, refusal.holder):
+            return True
+        first = min((node.name for node in self._members.nodes()), default="")
+        return not refusal.holder and self._name == first
 
     def _report(self, refusal: Refusal) -> None:
         self._source.report(refusal.name, refusal.reason, refusal.message)
         self._reported |= {refusal}
-        self._logger.warning("refused", extra={"fields": refusal._asdict()})
 
 
 def _attempt(step: Callable[[], None]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from logging import Logger
 from typing import Any, NamedTuple
 
+from cni_plugin import wholefiles
 from cni_plugin.fields import as_network
 from cni_plugin.sources.etcd_layout import decoded
 from cni_plugin.spec import CniError, IPNetwork
@@ -46,15 +47,8 @@ def save(path: str, prefix: str, remembered: Remembered, log: Logger) -> None:
         "since": remembered.since,
         "conf": dict(remembered.conf),
     }
-    new = f"{path}.new"
     try:
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-        with open(new, "w", encoding="utf-8", opener=_private) as file:
-            file.write(json.dumps(document))
-        os.replace(new, path)
+        wholefiles.write(path, 0o600, [json.dumps(document).encode()])
     except OSError as e:
         log.warning("this node's subnets can't be noted in %s: %s", path, e.strerror or e)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -188,7 +188,13 @@ def _failures(server: str) -> Iterator[None]:
         raise ApiFailure(f"{server}: {type(e).__name__}: {e}") from e
     except (ConfigError, OSError) as e:
         raise ApiFailure(f"no access to the API server: {e}") from e
-    except (msgspec.MsgspecError, httpx2.InvalidURL, ValueError, LookupError) as e:
+    except (
+        msgspec.MsgspecError,
+        httpx2.InvalidURL,
+        ValueError,
+        LookupError,
+        RecursionError,
+    ) as e:
         raise ApiFailure(f"{server}: not what an API server says: {e}") from e
 
 

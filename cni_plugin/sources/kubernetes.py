@@ -69,7 +69,7 @@ class KubernetesSource:
         self._stopped = Flag()
         self._own = Own(options.node_name)
         self._following = _Connection(self._connect, self._stopped)
-        self._telling = _Connection(self._connect, Flag())
+        self._telling = _Connection(self._connect, self._stopped)
         self._telling_lock = Lock()
         self._reported = _Reported(now)
 
@@ -112,6 +112,7 @@ class KubernetesSource:
         """See `Source`."""
         self._stopped.set()
         self._following.interrupt()
+        self._telling.interrupt()
 
     # --- telling -------------------------------------------------------------------------------
 

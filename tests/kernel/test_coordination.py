@@ -33,7 +33,14 @@ MEMBERS = tuple(
 class Follower:
     """One node's coordination, which runs in this process."""
 
-    def __init__(self, node: Namespace, number: int, folder: Path, **template: Any) -> None:
+    def __init__(
+        self,
+        node: Namespace,
+        number: int,
+        folder: Path,
+        failed: Callable[[], None] | None = None,
+        **template: Any,
+    ) -> None:
         self.node = node
         self.name = f"node-{number}"
         self.source = FakeSource()
@@ -42,11 +49,13 @@ class Follower:
         self.conf_dir = folder / self.name / "net.d"
         self.conf_dir.mkdir(parents=True, exist_ok=True)
         ipam = {"type": "host-local", "dataDir": str(folder / self.name / "networks")}
-        conflist = default_template()
+        self.template = conflist = default_template()
         conflist["plugins"][0].update({"ipam": ipam, **template})
         place = Place(self.name, str(self.inventory), str(self.conf_dir), conflist)
         logger = logging.getLogger(f"test.{self.name}")
-        self._coordination = Coordination(self.source, place, self.memory, logger)
+        self.failed: list[bool] = []
+        end = failed or (lambda: self.failed.append(True))
+        self._coordination = Coordination(self.source, place, self.memory, logger, end)
 
     def start(self) -> None:
         with self.node.entered():
@@ -56,7 +65,10 @@ class Follower:
         self._coordination.stop()
 
     def wait(self, condition: Callable[[], Any], what: str) -> Any:
-        return wait_until(condition, 15, f"{self.name}: {what}", 0.02)
+        try:
+            return wait_until(condition, 15, f"{self.name}: {what}", 0.02)
+        except AssertionError as e:
+            raise AssertionError(f"{e}\n{self.source.states[-3:]}") from e
 
     def wait_for_state(self, reason: str) -> None:
         self.wait(lambda: self.source.states and self.source.states[-1].reason == reason, reason)
@@ -96,6 +108,7 @@ def follow(split: Split, tmp_path: Path) -> Iterator[Callable[..., Follower]]:
     for follower in running:
         follower.stop()
         assert not follower.source.following
+        assert not follower.failed
 
 
 def subnets_of(plugin: dict[str, Any]) -> list[str]:
@@ -219,6 +232,130 @@ def test_a_peer_s_subnet_that_is_this_node_s_network(follow):
     node.source.tell(Listed((MEMBERS[0], wrong, MEMBERS[2])))
     node.wait_for_state("PodwireReady")
     assert node.owned() == {"10.244.2.0/24"}
+
+
+def test_a_peer_without_a_way_costs_nobody_else(follow, topology, podwire):
+    """A typo in a node's address, a family without a default route."""
+    node = follow(0)
+    node.node.run("ip", "route", "del", "default")
+    astray = member("node-1", "203.0.113.7", "10.244.1.0/24")
+    node.source.tell(Listed((MEMBERS[0], astray)))
+    node.wait_for_state("PodwireReady")
+    assert "no way to 203.0.113.7 of node node-1" in node.source.states[-1].message
+    assert node.plugin()["mtu"] == 1430  # of 1500, less the overlay's 70 over IPv6
+    conf = {**node.plugin(), "name": "podwire", "cniVersion": "1.1.0"}
+    sandbox = topology.sandbox("pod")
+    plugin = podwire.on(node.node)
+    assert plugin.status(conf).ok
+    assert plugin.add(conf, sandbox).ok
+    plugin.delete(conf, sandbox)
+
+
+BAD_PEERS = {
+    "another family": ("fd00:1::77", "10.244.77.0/24", "no IPv4 address"),
+    "no pods, another family": ("fd00:1::77", "", "no IPv4 address"),
+    "the broadcast address": ("192.168.1.255", "10.244.77.0/24", "has to do without ways"),
+    "a foreign route": ("192.168.1.77", "172.17.0.0/16", "has to do without ways"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PEERS)
+def test_a_peer_that_can_be_none_costs_nobody_else(follow, topology, podwire, case):
+    """Whether it was there first or came later."""
+    node = follow(0)
+    node.node.run("ip", "route", "add", "172.17.0.0/16", "dev", "lo")
+    address, subnet, said = BAD_PEERS[case]
+    bad = member("node-7", address, subnet)
+    good = [
+        each._replace(addresses=each.addresses[:1], pod_cidrs=each.pod_cidrs[:1])
+        for each in MEMBERS
+    ]
+    node.source.tell(Listed((*good[:2], bad)))
+    node.wait_for_state("PodwireReady")
+    node.wait(lambda: node.source.reports, "a report")
+    assert [report[0] for report in node.source.reports] == ["node-7"]
+    assert said in node.source.reports[0][2]
+    assert node.owned() == {"10.244.1.0/24"}
+    node.source.tell(Put(good[2]))
+    node.wait(lambda: node.owned() == {"10.244.1.0/24", "10.244.2.0/24"}, "another peer")
+    assert {state.reason for state in node.source.states} == {"PodwireReady"}
+    conf = {**node.plugin(), "name": "podwire", "cniVersion": "1.1.0"}
+    sandbox = topology.sandbox("pod")
+    assert podwire.on(node.node).add(conf, sandbox).ok
+    podwire.on(node.node).delete(conf, sandbox)
+    node.source.tell(Put(member("node-7", "192.168.1.77", "10.244.77.0/24")))
+    node.wait(lambda: "10.244.77.0/24" in node.owned(), "the peer, once it is right")
+
+
+def test_plain_routes_to_a_peer_of_one_family(follow):
+    node = follow(0, backend="host-gw")
+    half = member("node-1", "192.168.1.3", "10.244.1.0/24 fd00:10:244:1::/64")
+    node.source.tell(Listed((MEMBERS[0], half)))
+    node.wait_for_state("PodwireReady")
+    assert node.owned() == {"10.244.1.0/24"}
+    assert node.owned("-6") == set()
+
+
+def test_another_name_while_pods_run_is_refused(follow, topology, podwire, tmp_path):
+    """The new network would give the old one's addresses away."""
+    node = follow(0)
+    node.source.tell(Listed(MEMBERS))
+    node.wait_for_state("PodwireReady")
+    conf = {**node.plugin(), "name": "podwire", "cniVersion": "1.0.0"}
+    sandbox = topology.sandbox("pod")
+    plugin = podwire.on(node.node)
+    assert plugin.add(conf, sandbox).ok
+    node.stop()
+    for keys, said in (({"name": "other"}, 'expected "podwire"'), ({}, 'expected "cni0"')):
+        later = Follower(node.node, 0, tmp_path, **({} if keys else {"bridge": "cni9"}))
+        later.template.update(keys)
+        later.start()
+        later.source.tell(Listed(MEMBERS))
+        later.wait_for_state("NetworkNotReady")
+        assert said in later.source.states[-1].message
+        assert later.plugin()["bridge"] == "cni0"
+        later.stop()
+    plugin.delete(conf, sandbox)
+    last = Follower(node.node, 0, tmp_path)
+    last.template["name"] = "other"
+    last.start()
+    last.source.tell(Listed(MEMBERS))
+    last.wait_for_state("PodwireReady")
+    assert last.conflist()["name"] == "other"
+    last.stop()
+
+
+@pytest.mark.parametrize("versions", [{"cniVersion": "9.9.9"}, {"cniVersions": ["1.0.0", "2.0"]}])
+def test_a_version_that_podwire_does_not_speak(follow, split, tmp_path, versions):
+    wrong = Follower(split.nodes[0], 0, tmp_path)
+    wrong.template.update(versions)
+    wrong.start()
+    wrong.source.tell(Listed(MEMBERS))
+    wrong.wait_for_state("NetworkNotReady")
+    assert "cniVersion" in wrong.source.states[-1].message
+    assert not wrong.has_conflist()
+    wrong.stop()
+
+
+def test_a_foreign_configuration_that_comes_first_is_named(follow):
+    node = follow(0)
+    (node.conf_dir / "05-other.conflist").write_text(
+        json.dumps({"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "ptp"}]})
+    )
+    node.source.tell(Listed(MEMBERS))
+    node.wait_for_state("PodwireReady")
+    assert "05-other.conflist, which sorts before" in node.source.states[-1].message
+
+
+def test_a_mistake_of_ours_ends_the_agent(follow, split, tmp_path, monkeypatch):
+    """Rather than leave one that looks as if it followed."""
+    ended: list[bool] = []
+    node = Follower(split.nodes[0], 0, tmp_path, failed=lambda: ended.append(True))
+    monkeypatch.setattr("cni_plugin.agent.clusternode.ClusterNode.bring_about", lambda *_: 1 / 0)
+    node.start()
+    node.source.tell(Listed(MEMBERS))
+    node.wait(lambda: ended, "the end")
+    node.stop()
 
 
 def test_a_configuration_that_somebody_removed_is_written_again(follow, monkeypatch):

@@ -215,8 +215,8 @@ def test_the_newer_peer_is_named_by_a_variable(monkeypatch, tmp_path):
     assert [side.executable for side in contenders.newer()] == [str(tmp_path / "bridge")]
 
 
-def test_every_scenario_but_soak_is_measured_by_default():
-    assert set(scenarios.SCENARIOS) - set(scenarios.DEFAULT) == {"soak"}
+def test_every_scenario_but_the_longest_is_measured_by_default():
+    assert set(scenarios.SCENARIOS) - set(scenarios.DEFAULT) == {"cluster", "soak"}
 
 
 def test_a_place_gives_each_folder_once(tmp_path):
