@@ -23,7 +23,7 @@ from cni_plugin.fields import Fields, as_object, invalid
 from cni_plugin.spec import CniError, Code, IPNetwork
 
 TYPE = "podwire"
-NAME = "10-podwire.conflist"
+NAME = "05-podwire.conflist"
 MARK = "_podwire"
 _SAID = "Written by podwire's agent. It replaces what is changed here: change the cluster's."
 _VERSIONS = ("1.0.0", "1.1.0")
@@ -279,8 +279,8 @@ def candidates(conf_dir: str) -> Iterator[InUse]:
 
 def _examined(path: str) -> InUse:
     try:
-        with open(path, "rb") as file:
-            data = file.read(_LARGEST + 1)
+        with open(path, "rb", opener=wholefiles.without_waiting) as file:
+            data = file.read(_LARGEST + 1) or b""
         if len(data) > _LARGEST:
             return InUse(path, problem=f"larger than {_LARGEST} bytes")
         fields = as_object(loads(data), "")

@@ -83,9 +83,9 @@ def _unusable(subnet: IPNetwork, local: Local) -> str:
         return "is IPv4 mapped into IPv6"
     if ranges.too_small(subnet):
         return "has no room for pods"
-    for link, network in local:
+    for what, network in local:
         if network.version == subnet.version and network.overlaps(subnet):
-            return f"overlaps link {link}'s network {network} of this node"
+            return f"overlaps {network} of {what}"
     return ""
 
 
@@ -185,8 +185,9 @@ class Membership:
         return False
 
     def keep_out(self, networks: Collection[tuple[str, IPNetwork]]) -> bool:
-        """Refuse pod subnets that overlap this node's own networks, (link, network) pairs; whether
-        anything has changed. The caller leaves out the links that carry pod subnets by right."""
+        """Refuse pod subnets that overlap these networks, pairs of whose they are and the network;
+        whether anything has changed. The caller leaves out links that carry pod subnets by right.
+        """
         local = tuple(sorted(set(networks), key=str))
         if local == self._local:
             return False

@@ -130,7 +130,7 @@ def _podwires(path: bytes) -> list[bytes]:
         raise client.FailureError(
             _INVALID_CONFIG,
             f"plugins: {name} has no such list",
-            "name a network configuration list, such as /etc/cni/net.d/10-podwire.conflist",
+            "name a network configuration list, such as /etc/cni/net.d/05-podwire.conflist",
         )
     found = []
     for plugin in plugins:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import reduce
 from importlib.util import find_spec
+from ipaddress import ip_network
 from json import loads
 from logging import Logger
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
@@ -18,7 +20,7 @@ from click.core import ParameterSource
 from cni_plugin import apiserver
 from cni_plugin.fields import as_address
 from cni_plugin.sources import INVENTORY, LEASE, SourceError
-from cni_plugin.spec import CniError, Code, IPAddress
+from cni_plugin.spec import CniError, Code, IPAddress, IPNetwork
 
 if TYPE_CHECKING:
     from cni_plugin.agent.coordination import Coordination
@@ -47,7 +49,7 @@ _COMMON = (
         metavar="DIR",
         default=CONF_DIR,
         show_default=True,
-        help="Write 10-podwire.conflist there when pods can come.",
+        help="Write 05-podwire.conflist there when pods can come.",
     ),
     click.option(
         "--network",
@@ -136,10 +138,13 @@ def following(logger: Logger, given: dict[str, Any]) -> Callable[[Memory], Coord
     inventory, conf_dir = os.path.abspath(given["inventory"]), os.path.abspath(given["conf_dir"])
     place = Place(name, inventory, conf_dir, template(given["network"]))
     if given["kubernetes"]:
-        source: Source = _kubernetes(name, given)
+        server = _api_server(given)
+        source: Source = _kubernetes(name, server, given)
+        place = place._replace(servers=_servers("the API server", [server]))
     else:
         etcd = _etcd(name, given, logger)
         source = etcd
+        place = place._replace(servers=_servers("etcd", given["etcd"].split(",")))
         place = place._replace(template=_with_keys(place.template, _conf_keys(etcd)))
     return lambda memory: Coordination(source, place, memory, logger)
 
@@ -155,17 +160,29 @@ def _refuse_useless(given: dict[str, Any]) -> None:
                 raise click.UsageError(f"--{name} is of no use without --{engine}")
 
 
-def _kubernetes(name: str, given: dict[str, Any]) -> Source:
+def _api_server(given: dict[str, Any]) -> str:
+    """Its URL, "" for the one of the kubeconfig or of the Service. Raises CniError 7."""
+    server: str = given["api_server"]
+    if server:
+        return apiserver.refuse_wrong(server, "--api-server")
+    return "" if given["kubeconfig"] else apiserver.noted()
+
+
+def _servers(name: str, urls: Iterable[str]) -> tuple[tuple[str, IPNetwork], ...]:
+    """Those that are named by their addresses."""
+    found = []
+    for url in urls:
+        with suppress(ValueError):
+            found.append((name, ip_network(urlsplit(url.strip()).hostname or "")))
+    return tuple(found)
+
+
+def _kubernetes(name: str, server: str, given: dict[str, Any]) -> Source:
     from cni_plugin.sources.kubernetes import KubernetesSource, Options
 
     if find_spec("lightkube") is None:
         remedy = "install podwire[kubernetes], or run the self-contained executable, which has it"
         raise CniError(Code.INVALID_CONFIG, "--kubernetes: lightkube is not installed", remedy)
-    server = given["api_server"]
-    if server:
-        apiserver.refuse_wrong(server, "--api-server")
-    elif not given["kubeconfig"]:
-        server = apiserver.noted()
     return KubernetesSource(Options(name, server, given["kubeconfig"]))
 
 

@@ -44,12 +44,14 @@ NO_NODE, NO_SUBNET, NOT_READY = "NodeNotFound", "NoPodCIDR", "NetworkNotReady"
 
 class Place(NamedTuple):
     """Where a node keeps what it is told: its name in the cluster, the inventory's path, the folder
-    of the runtime's network configurations, and the configuration that all nodes share."""
+    of the runtime's network configurations, the configuration that all nodes share, and what tells
+    of the cluster, by a name and as a network of one address: no pod may have that."""
 
     name: str
     inventory: str
     conf_dir: str
     template: Mapping[str, Any]
+    servers: tuple[tuple[str, IPNetwork], ...] = ()
 
 
 class Outcome(NamedTuple):
@@ -113,7 +115,9 @@ class ClusterNode:
             return Outcome(Readiness(False, NO_NODE, f"the cluster has no node {name}"))
         with RouteSocket() as route_socket:
             local = observe.local_addresses(route_socket)
-        members.keep_out(clusters.node_networks(members.told_addresses(), local))
+        networks = clusters.node_networks(members.told_addresses(), local)
+        taken = [(f"link {link} of node {name}", network) for link, network in networks]
+        members.keep_out([*taken, *self._place.servers])
         # What this node announced of itself is its own doing, whoever wrote it there since.
         told = [
             node._replace(overlay_address=None, vtep_mac="") if node.name == name else node

@@ -26,8 +26,8 @@ class Remembered(NamedTuple):
 def load(path: str, prefix: str, log: Logger) -> Remembered:
     """What is in the file, nothing when it is of another network or not to be read."""
     try:
-        with open(path, "rb") as file:
-            fields = decoded(file.read(), path)
+        with open(path, "rb", opener=wholefiles.without_waiting) as file:
+            fields = decoded(file.read() or b"", path)
         if fields.text("prefix") != prefix:
             return Remembered()
         cidrs = tuple(as_network(value, at) for at, value in fields.items("podCIDRs"))

@@ -53,12 +53,12 @@ class Node:
 
         try:
             wait_until(owned, 20, f"node-{self.number}: {number} peers", 0.05)
-            wait_until((self.folder / "net.d" / "10-podwire.conflist").exists, 20, "conflist")
+            wait_until((self.folder / "net.d" / "05-podwire.conflist").exists, 20, "conflist")
         except AssertionError as e:
             raise AssertionError(f"{e}\n{self.agent.text()}") from e
 
     def conf(self) -> dict[str, Any]:
-        conflist = json.loads((self.folder / "net.d" / "10-podwire.conflist").read_text())
+        conflist = json.loads((self.folder / "net.d" / "05-podwire.conflist").read_text())
         return {**conflist["plugins"][0], "name": conflist["name"], "cniVersion": "1.0.0"}
 
 

@@ -84,7 +84,7 @@ class Member:
         self.wait(lambda: self.condition() == ("False", "PodwireReady"), "NetworkUnavailable=False")
 
     def conf(self) -> dict[str, Any]:
-        conflist = json.loads((self.conf_dir / "10-podwire.conflist").read_text())
+        conflist = json.loads((self.conf_dir / "05-podwire.conflist").read_text())
         return {**conflist["plugins"][0], "name": conflist["name"], "cniVersion": "1.0.0"}
 
     def pod(self) -> Pod:
@@ -247,4 +247,4 @@ def test_an_overlap_is_an_event(site: Site) -> None:
     late = site.start(1)
     site.register(1, "10.244.0.128/25")
     late.wait(lambda: late.condition() == ("True", "PodCIDROverlap"), "NetworkUnavailable=True")
-    assert not (late.conf_dir / "10-podwire.conflist").exists()
+    assert not (late.conf_dir / "05-podwire.conflist").exists()

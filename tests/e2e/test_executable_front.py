@@ -342,7 +342,7 @@ def _conflist(folder: Path, **keys: object) -> str:
         "name": "podnet",
         "plugins": [{**plugin, "ipam": ipam, **keys}, {"type": "portmap"}],
     }
-    path = folder / "10-podwire.conflist"
+    path = folder / "05-podwire.conflist"
     path.write_text(json.dumps(document))
     return str(path)
 
@@ -390,7 +390,7 @@ def test_a_probe_of_an_agent_whose_cluster_is_away(
     probe: Call, node: Namespace, podwire: str, runtime: str, tmp_path: Path
 ) -> None:
     """Nor does it become ready without a configuration."""
-    path = tmp_path / "net.d" / "10-podwire.conflist"
+    path = tmp_path / "net.d" / "05-podwire.conflist"
     away = ("--kubernetes", "--node-name=node-1", "--api-server=https://192.0.2.1:6443")
     own = (f"--inventory={tmp_path}/nodes.json", f"--conf-dir={path.parent}")
     words = ("env", f"PODWIRE_RUNTIME={runtime}", podwire)

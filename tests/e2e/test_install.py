@@ -94,9 +94,9 @@ def test_uninstall_leaves_the_folders_as_they_were(node: Node) -> None:
     assert said.splitlines()[:3] == [
         f"{node.bin}/podwire: installed",
         f"{node.bin}/podwire-ipam: installed",
-        f"{node.conf}/10-podwire.conflist: written",
+        f"{node.conf}/05-podwire.conflist: written",
     ]
-    names = {"podwire", "podwire-ipam", "10-podwire.conflist"}
+    names = {"podwire", "podwire-ipam", "05-podwire.conflist"}
     assert set(node.files()) == set(before) | names
     assert stat.S_IMODE((node.bin / "podwire").stat().st_mode) == 0o755
     assert (node.bin / "podwire").samefile(node.bin / "podwire-ipam")
@@ -117,7 +117,7 @@ def test_what_is_installed_works(node: Node) -> None:
     _done(node.install(*node.conf_options("10.244.0.0/24", "fd00:10:244::/64")))
     installed = node.bin / "podwire"
     assert _done(node("--version", run=installed)).startswith("podwire ")
-    document = json.loads((node.conf / "10-podwire.conflist").read_text())
+    document = json.loads((node.conf / "05-podwire.conflist").read_text())
     assert document["plugins"][0]["ipam"]["ranges"] == [
         [{"subnet": "10.244.0.0/24"}],
         [{"subnet": "fd00:10:244::/64"}],
@@ -144,11 +144,11 @@ def test_the_inventory_of_nodes_instead_of_subnets(node: Node, tmp_path: Path) -
     inventory = tmp_path / "nodes.json"
     refused = _refused(node.install("--conf-dir", str(node.conf), "--nodes", str(inventory)), 5)
     assert str(inventory) in refused
-    assert not (node.conf / "10-podwire.conflist").exists()
+    assert not (node.conf / "05-podwire.conflist").exists()
     inventory.write_text((project / "conf" / "nodes.example.json").read_text())
     _done(node.install("--conf-dir", str(node.conf), "--nodes", str(inventory)))
-    plugin = json.loads((node.conf / "10-podwire.conflist").read_text())["plugins"][0]
-    template = json.loads((project / "conf" / "10-podwire.conflist").read_text())["plugins"][0]
+    plugin = json.loads((node.conf / "05-podwire.conflist").read_text())["plugins"][0]
+    template = json.loads((project / "conf" / "05-podwire.conflist").read_text())["plugins"][0]
     assert plugin == template | {"nodes": str(inventory)}
 
 
@@ -178,7 +178,7 @@ def test_somebody_elses_file_is_not_replaced(node: Node, name: str) -> None:
 
 def test_an_edited_conflist_stays(node: Node) -> None:
     _done(node.install(*node.conf_options("10.244.0.0/24")))
-    path = node.conf / "10-podwire.conflist"
+    path = node.conf / "05-podwire.conflist"
     edited = path.read_text().replace("cni0", "br1")
     path.write_text(edited)
     assert str(path) in _refused(node.install(*node.conf_options("10.244.1.0/24")), 5)
@@ -189,7 +189,7 @@ def test_an_edited_conflist_stays(node: Node) -> None:
 def test_a_conflist_of_ours_is_replaced(node: Node) -> None:
     _done(node.install(*node.conf_options("10.244.0.0/24")))
     _done(node.install(*node.conf_options("10.244.1.0/24")))
-    assert "10.244.1.0/24" in (node.conf / "10-podwire.conflist").read_text()
+    assert "10.244.1.0/24" in (node.conf / "05-podwire.conflist").read_text()
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_folders_that_are_missing_are_made_and_go_again(node: Node, tmp_path: Pa
     said = _done(node("install", *options, "--subnet", "10.244.0.0/24"))
     assert f"{there}/opt/cni/bin: made" in said
     assert (there / "opt/cni/bin/podwire").is_file()
-    assert (there / "net.d/10-podwire.conflist").is_file()
+    assert (there / "net.d/05-podwire.conflist").is_file()
     _done(node("uninstall", *options))
     assert list(there.iterdir()) == []
     assert node.files() == before
@@ -236,8 +236,8 @@ def test_without_an_inventory_or_a_subnet_no_conflist_is_written(node: Node) -> 
     done = node.install("--conf-dir", str(node.conf))
     assert done.returncode == 0
     if not os.path.exists("/etc/podwire/nodes.json"):
-        assert "10-podwire.conflist: not written: say which pods" in done.stderr
-        assert not (node.conf / "10-podwire.conflist").exists()
+        assert "05-podwire.conflist: not written: say which pods" in done.stderr
+        assert not (node.conf / "05-podwire.conflist").exists()
 
 
 def test_without_the_right_to_write(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.support.kubernetes.node import Node
 from tests.support.kubernetes.story import tell
 
 HOST_PORT = 8080
-CONFLIST = f"{nodeconfig.CONF_DIR}/10-podwire.conflist"
+CONFLIST = f"{nodeconfig.CONF_DIR}/05-podwire.conflist"
 NODES = ("n1", "n2", "n3")
 
 

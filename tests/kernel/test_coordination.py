@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ class Follower:
         ipam = {"type": "host-local", "dataDir": str(folder / self.name / "networks")}
         self.template = conflist = default_template()
         conflist["plugins"][0].update({"ipam": ipam, **template})
-        place = Place(self.name, str(self.inventory), str(self.conf_dir), conflist)
+        server = ("the API server", ip_network("203.0.113.1/32"))
+        place = Place(self.name, str(self.inventory), str(self.conf_dir), conflist, (server,))
         logger = logging.getLogger(f"test.{self.name}")
         self.failed: list[bool] = []
         end = failed or (lambda: self.failed.append(True))
@@ -74,13 +76,13 @@ class Follower:
         self.wait(lambda: self.source.states and self.source.states[-1].reason == reason, reason)
 
     def conflist(self) -> dict[str, Any]:
-        return json.loads((self.conf_dir / "10-podwire.conflist").read_text())
+        return json.loads((self.conf_dir / "05-podwire.conflist").read_text())
 
     def plugin(self) -> dict[str, Any]:
         return next(p for p in self.conflist()["plugins"] if p["type"] == "podwire")
 
     def has_conflist(self) -> bool:
-        return (self.conf_dir / "10-podwire.conflist").exists()
+        return (self.conf_dir / "05-podwire.conflist").exists()
 
     def owned(self, family: str = "-4") -> set[str]:
         """The destinations of podwire's routes."""
@@ -358,6 +360,17 @@ def test_a_mistake_of_ours_ends_the_agent(follow, split, tmp_path, monkeypatch):
     node.stop()
 
 
+def test_a_peer_s_subnet_that_holds_the_api_server(follow):
+    """With a route there, nobody would hear of the peer's end."""
+    node = follow(0)
+    wrong = member("node-1", "192.168.1.3", "203.0.113.0/24")
+    node.source.tell(Listed((MEMBERS[0], wrong, MEMBERS[2])))
+    node.wait_for_state("PodwireReady")
+    node.wait(lambda: node.source.reports, "a report")
+    assert "the API server" in node.source.reports[0][2]
+    assert node.owned() == {"10.244.2.0/24"}
+
+
 def test_a_configuration_that_somebody_removed_is_written_again(follow, monkeypatch):
     monkeypatch.setattr("cni_plugin.agent.coordination._WHOLE_S", 0.2)
     monkeypatch.setattr("cni_plugin.agent.coordination._TICK_S", 0.2)
@@ -365,7 +378,7 @@ def test_a_configuration_that_somebody_removed_is_written_again(follow, monkeypa
     node.source.tell(Listed(MEMBERS))
     node.wait_for_state("PodwireReady")
     before = node.conflist()
-    (node.conf_dir / "10-podwire.conflist").unlink()
+    (node.conf_dir / "05-podwire.conflist").unlink()
     node.wait(node.has_conflist, "the configuration")
     assert node.conflist() == before
 

@@ -87,7 +87,7 @@ class Containerd:
             log = self.machine.read("containerd.log")
             raise AssertionError(f"containerd does not answer:\n{log[-4000:]}") from e
 
-    def configure(self, conflist: dict, name: str = "10-podwire.conflist") -> None:
+    def configure(self, conflist: dict, name: str = "05-podwire.conflist") -> None:
         """Put a conflist in place and wait until the runtime calls the network ready."""
         self.machine.write(os.path.join("cni", "net.d", name), json.dumps(conflist))
         netns.wait_until(

@@ -110,10 +110,10 @@ def test_the_first_valid_file_by_name_is_chosen(tmp_path: Path) -> None:
     (tmp_path / "00-notes.txt").write_text("{")
     (tmp_path / "05-broken.conf").write_text("{")
     _conflist(tmp_path / "20-other.conflist", {"type": "bridge"})
-    _conflist(tmp_path / "10-podwire.conflist", {"type": "podwire"}, {"type": "portmap"})
+    _conflist(tmp_path / "05-podwire.conflist", {"type": "podwire"}, {"type": "portmap"})
     choice = tool_conf.choose(str(tmp_path))
     assert choice.chosen is not None
-    assert choice.chosen.path == str(tmp_path / "10-podwire.conflist")
+    assert choice.chosen.path == str(tmp_path / "05-podwire.conflist")
     assert [path for path, _ in choice.broken] == [str(tmp_path / "05-broken.conf")]
     assert choice.behind == ("20-other.conflist",)
     (plugin,) = choice.chosen.podwires()

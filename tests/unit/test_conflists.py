@@ -47,7 +47,7 @@ def plugin(**fields: Any) -> dict[str, Any]:
 
 def test_the_default_template_is_that_of_the_static_configuration() -> None:
     template = default_template()
-    static = json.loads((CONF / "10-podwire.conflist").read_text())
+    static = json.loads((CONF / "05-podwire.conflist").read_text())
     del static["plugins"][0]["nodes"]
     assert template == static
 
@@ -225,7 +225,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         if step is remove:
             assert remove(*arguments) is False
             continue
-        with pytest.raises(CniError, match="none/10-podwire") as caught:
+        with pytest.raises(CniError, match="none/05-podwire") as caught:
             place(*arguments)
         assert caught.value.code == Code.IO_FAILURE
     assert in_use(str(tmp_path / "none")) is None
@@ -248,6 +248,20 @@ def test_the_first_by_name_is_used(folder: Path) -> None:
     assert (found.path, found.network) == (str(folder / "05-cilium.conflist"), "cbr0")
     assert found.types == ("flannel", "portmap")
     assert not found.ours
+
+
+@pytest.mark.timeout(20)
+def test_a_fifo_keeps_nobody_waiting(folder: Path) -> None:
+    os.mkfifo(folder / "00-fifo.conf")
+    place(str(folder), AGENTS)
+    found = in_use(str(folder))
+    assert found is not None
+    assert found.ours
+    (folder / conflists.NAME).unlink()
+    os.mkfifo(folder / conflists.NAME)
+    with pytest.raises(CniError) as refused:
+        place(str(folder), AGENTS)
+    assert refused.value.code == 5
 
 
 @pytest.mark.parametrize("name", ["00-x.conflist.bak", ".00.conflist.new", "00-x", "00-x.yaml"])

@@ -137,7 +137,7 @@ def test_probes_ask_the_agent(agent: Object) -> None:
     replies. The probe's own word comes before the kubelet loses patience, and an agent that is
     restarted has been silent for minutes: it may have been slow."""
     ready, alive = agent["readinessProbe"], agent["livenessProbe"]
-    assert ready["exec"]["command"] == ["/podwire", "probe", f"{CONF_DIR}/10-podwire.conflist"]
+    assert ready["exec"]["command"] == ["/podwire", "probe", f"{CONF_DIR}/05-podwire.conflist"]
     assert alive["exec"]["command"] == ["/podwire", "probe"]
     for probe in (ready, alive):
         assert probe["timeoutSeconds"] * 1000 > SILENCE_MS

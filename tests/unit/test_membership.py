@@ -206,7 +206,7 @@ def test_own_networks_are_kept_out() -> None:
     assert membership.keep_out([("eth0", network)])
     assert not membership.keep_out([("eth0", network)])
     assert subnets(membership) == {"a": ["10.244.1.0/24"], "b": []}
-    assert "link eth0's network 10.244.2.0/23" in only(membership).message
+    assert "overlaps 10.244.2.0/23 of eth0" in only(membership).message
     assert not membership.apply(Put(B))
     assert membership.keep_out([])
     assert subnets(membership) == subnets(of(A, B))

@@ -54,7 +54,7 @@ def conflist(tmp_path: Path) -> Callable[..., Path]:
     """conflist(plugin...): a file with these plugins."""
 
     def write(*plugins: Any, **keys: Any) -> Path:
-        path = tmp_path / "10-podwire.conflist"
+        path = tmp_path / "05-podwire.conflist"
         document = {"cniVersion": "1.0.0", "name": "podnet", "plugins": list(plugins), **keys}
         path.write_text(json.dumps(document))
         return path
