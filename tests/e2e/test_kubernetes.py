@@ -6,6 +6,7 @@ behind a router. One test has one cluster, and goes from step to step on it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from tests.support.kubernetes.story import tell
 HOST_PORT = 8080
 CONFLIST = f"{nodeconfig.CONF_DIR}/05-podwire.conflist"
 NODES = ("n1", "n2", "n3")
+_TRIES = 6
+_ENDED = ("stopped state", "not found", "not running", "not in running state", "is not ready")
 
 
 @pytest.mark.timeout(900)
@@ -275,11 +278,27 @@ def _make_sandboxes(node: Node, name: str, address: str) -> None:
     client = Client(socket, f"{node.machine.cgroup}/cri", node.machine.path("data"))
     try:
         for number in range(2):
-            pod = client.run_pod(f"{name}-{number}")
-            shell = pod.start("shell", "sleep", "1000")
-            code, said = shell.run("ping", "-c1", "-W3", address)
-            assert code == 0, said
-            pod.stop()
-            pod.remove()
+            tries = (_is_reached(client, f"{name}-{number}-{n}", address) for n in range(_TRIES))
+            assert any(tries), f"the kubelet ended each of {_TRIES} pods before it had called"
     finally:
         client.close()
+
+
+def _is_reached(client: Client, name: str, address: str) -> bool:
+    """Whether a pod of its own, which goes again, has reached the address. False when the kubelet
+    was faster: it ends pods that it does not know of."""
+    import grpc
+
+    pod = client.run_pod(name)
+    try:
+        shell = pod.start("shell", "sleep", "1000")
+        code, said = shell.run("ping", "-c1", "-W3", address)
+        assert code == 0, said
+    except grpc.RpcError as e:
+        assert any(words in e.details() for words in _ENDED), e.details()
+        return False
+    finally:
+        with contextlib.suppress(grpc.RpcError):  # it is gone
+            pod.stop()
+            pod.remove()
+    return True

@@ -323,7 +323,7 @@ class _Cluster:
     def _replace(self, **_: Any) -> Any:
         return self
 
-    def sync(self, *_: Any) -> Changes:
+    def sync(self, *_: Any, **__: Any) -> Changes:
         self.syncs += 1
         return Changes()
 
