@@ -187,7 +187,7 @@ def test_an_mtu_below_what_ipv6_needs(stage):
 
 
 def test_proc_sys_is_read_only(stage):
-    """As in a container that is not privileged: sysctls are written by a procfs of podwire's own."""
+    """As in a container that is not privileged: a procfs of podwire's own is written to."""
     script = "mount -o bind,ro /proc/sys /proc/sys 2>/dev/null || mount -B /proc/sys /proc/sys; "
     script += 'mount -o remount,bind,ro /proc/sys && exec "$0"'
     stage.node.run("sh", "-c", "echo 0 >/proc/sys/net/ipv4/ip_forward")
