@@ -1,6 +1,6 @@
 # podwire's image: the self-contained executable (docs/executable.md), and nothing else.
 #
-#   docker build -t podwire .        or  make image
+#   make image
 #
 # BASE: Debian 12, whose CPython goes into the executable. Without a network to build in: a BASE that
 # has PACKAGES already, and what `make supplies` puts into build/supplies.

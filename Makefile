@@ -103,14 +103,18 @@ kind: ## a cluster with kind, podwire as its network
 	$(KIND) get clusters | grep -qx $(CLUSTER) || \
 		$(KIND) create cluster --name $(CLUSTER) --config conf/kind.yaml
 	$(KIND) load docker-image $(IMAGE) --name $(CLUSTER)
+	$(KIND) export kubeconfig --name $(CLUSTER)
 	$(call deploy,kind-$(CLUSTER))
 
+# minikube refuses `--cni false` with containerd, and applies a manifest that it is given. It reads that
+# one again whenever it starts. Agents wait for the image, which can be loaded only then.
 minikube: ## a cluster with minikube, podwire as its network
 	$(need_docker)
 	$(call need,$(MINIKUBE),https://minikube.sigs.k8s.io/docs/start)
 	$(need_kubectl)
 	@$(MAKE) --no-print-directory image
-	$(MINIKUBE) start --profile $(CLUSTER) --nodes 2 --container-runtime containerd --cni false
+	$(MINIKUBE) start --profile $(CLUSTER) --nodes 2 --container-runtime containerd \
+		--cni "$(CURDIR)/conf/podwire.yaml"
 	$(MINIKUBE) --profile $(CLUSTER) image load $(IMAGE)
 	$(call deploy,$(CLUSTER))
 
@@ -118,6 +122,7 @@ wheel: $(RUNS) ## a wheel in build/
 	@$(PIP) wheel --no-deps --wheel-dir build .
 
 build: $(RUNS) ## the self-contained executable, build/podwire
+	@echo "building build/podwire: a few minutes the first time"
 	@$(BIN)/python -m launcher.build
 
 clean: ## remove what make made

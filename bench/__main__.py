@@ -65,7 +65,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=tuple(scenarios.SCENARIOS),
         help="only this scenario; may be repeated",
     )
-    which.add_argument("--all", action="store_true", help="cluster and soak as well, more runs")
+    which.add_argument(
+        "--all", action="store_true", help="kubernetes, cluster and soak as well, more runs"
+    )
     parser.add_argument("--json", metavar="FILE", help="write what was measured, every sample")
     parser.add_argument("--markdown", metavar="FILE", help="write the report as a page")
     parser.add_argument("--svg", metavar="FILE", help="write the medians as a plot")

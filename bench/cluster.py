@@ -203,6 +203,7 @@ def _watch(site: Site, size: int, found: Measured) -> None:
         found.amounts.append(Amount("cluster", named, SERVER, unit, value, size))
 
     _costs(site, size, partial(note, watches=0))
+    _starts(site, size, found)
     argv = [sys.executable, "-m", "bench.clusterwatchers", site.kubeconfig(WATCHERS), str(AT_ONCE)]
     with site.near.namespace.entered():
         watchers = subprocess.Popen(argv, stdout=subprocess.PIPE, preexec_fn=end_with_parent)
@@ -220,6 +221,23 @@ def _watch(site: Site, size: int, found: Measured) -> None:
         watchers.kill()
         watchers.wait()
         watchers.stdout.close()
+
+
+def _starts(site: Site, size: int, found: Measured) -> None:
+    """What AT_ONCE agents that start at the same moment mean to the API server."""
+    server = "kube-apiserver"
+    before = site.plane.cpu_seconds(server)
+    argv = [sys.executable, "-m", "bench.clusterstarts", site.kubeconfig(WATCHERS), str(AT_ONCE)]
+    with site.near.namespace.entered():
+        said = subprocess.check_output(argv, preexec_fn=end_with_parent, text=True)
+    half, last = (float(word) for word in said.split())
+    for what, unit, value in (
+        (f"{AT_ONCE} starts at once, half of them watch", "s", half),
+        (f"{AT_ONCE} starts at once, all of them watch", "s", last),
+        (f"{AT_ONCE} starts at once, CPU", "s", site.plane.cpu_seconds(server) - before),
+        (f"{AT_ONCE} starts at once, RSS then", "KiB", site.plane.resident(server)),
+    ):
+        found.amounts.append(Amount("cluster", what, SERVER, unit, value, size))
 
 
 def _costs(site: Site, size: int, note: Callable[..., None]) -> int:

@@ -10,6 +10,7 @@ from bench import (
     cluster,
     clustertables,
     connections,
+    kubeready,
     peers,
     rates,
     sandboxes,
@@ -119,6 +120,7 @@ def _all(results: Results) -> Iterator[Goal]:
     yield from _known(results)
     yield from _followed(results)
     yield from _sandboxes(results)
+    yield from _clusters(results)
     yield Goal(
         "an address at 60,000 reservations / at 10",
         1.2,
@@ -192,7 +194,7 @@ def _known(results: Results) -> Iterator[Goal]:
 
 
 _NODE_KIB = 12  # of an agent's memory, for each node of its cluster
-_CHANGE_MS = 100  # of its CPU, at the most nodes that are measured
+_CHANGE_MS = 20  # of its CPU, at the most nodes that are measured
 
 
 def _followed(results: Results) -> Iterator[Goal]:
@@ -239,6 +241,20 @@ def _sandboxes(results: Results) -> Iterator[Goal]:
             title = f"{sandboxes.TITLES[scenario]}{at_once} / Go's"
             spread = _spread(results, ours, go)
             yield Goal(title, limit, _quotient(results, ours, go), spread=spread)
+
+
+def _clusters(results: Results) -> Iterator[Goal]:
+    """No later than the Go plugins, which were put there by hand."""
+    few, many = kubeready.AT_ONCE
+    for title, what, size in (
+        ("cluster start to nodes Ready", kubeready.step(kubeready.FIRST, kubeready.READY), 0),
+        ("the same after a reboot", kubeready.step(kubeready.AGAIN, kubeready.READY), 0),
+        ("pod create to Ready", kubeready.POD_READY, few),
+        (f"{many} pods at once to Ready, all", kubeready.ALL_READY, many),
+    ):
+        ours, hand = ((kubeready.SCENARIO, what, side, size) for side in kubeready.SIDES)
+        spread = _spread(results, ours, hand)
+        yield Goal(f"{title} / Go's by hand", 1, _quotient(results, ours, hand), spread=spread)
 
 
 # --- what the agent holds ---------------------------------------------------------------------

@@ -69,24 +69,38 @@ class Namespace:
 
 
 @contextmanager
-def memory() -> Iterator[str]:
-    """A folder in memory; the process moves to a mount namespace of its own, and stays there.
+def private_run() -> Iterator[None]:
+    """The process moves to a mount namespace of its own, and stays there.
 
-    /run, where plugins keep what they know of a node, is another folder in memory from then on.
+    /run, where plugins keep what they know of a node, is a folder in memory of its own until the
+    end of the block: what they keep for namespaces that are gone would stay there for ever.
     """
-    with tempfile.TemporaryDirectory(prefix="podwire-bench-") as folder:
-        _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
-        _checked(_libc.mount(b"none", b"/", None, _MS_PRIVATE_TREE, None), "make / private")
-        mounted = []
-        try:
-            for path, mode in ((folder, b"mode=0700"), ("/run", b"mode=0755")):
-                encoded = os.fsencode(path)
-                _checked(_libc.mount(b"tmpfs", encoded, b"tmpfs", 0, mode), f"mount {path}")
-                mounted.append(encoded)
-            yield folder
-        finally:
-            for encoded in mounted:
-                _libc.umount2(encoded, _MNT_DETACH)
+    _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
+    _checked(_libc.mount(b"none", b"/", None, _MS_PRIVATE_TREE, None), "make / private")
+    with _tmpfs("/run", 0o755):
+        yield
+
+
+@contextmanager
+def memory() -> Iterator[str]:
+    """A folder in memory, with `private_run`."""
+    with (
+        tempfile.TemporaryDirectory(prefix="podwire-bench-") as folder,
+        private_run(),
+        _tmpfs(folder, 0o700),
+    ):
+        yield folder
+
+
+@contextmanager
+def _tmpfs(path: str, mode: int) -> Iterator[None]:
+    encoded = os.fsencode(path)
+    options = f"mode={mode:o}".encode()
+    _checked(_libc.mount(b"tmpfs", encoded, b"tmpfs", 0, options), f"mount {path}")
+    try:
+        yield
+    finally:
+        _libc.umount2(encoded, _MNT_DETACH)
 
 
 def _checked(result: int, what: str) -> None:

@@ -13,7 +13,6 @@ import pstats
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,7 +23,7 @@ from typing import NamedTuple
 from bench import contenders
 from bench.contenders import Contender
 from bench.measure import Call, execute, rotated
-from bench.namespaces import Namespace
+from bench.namespaces import Namespace, memory
 from bench.tables import milliseconds, table
 from cni_plugin.dispatch import serve
 
@@ -82,7 +81,7 @@ def run(command: str, runs: int) -> int:
         return 1
     command = command.upper()
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="podwire-bench-"))
+        folder = stack.enter_context(memory())
         node, pod = Namespace(node=True), Namespace()
         stack.callback(node.close)
         stack.callback(pod.close)

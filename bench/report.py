@@ -9,6 +9,7 @@ from bench import (
     clustertables,
     goals,
     iperf,
+    kubereadytables,
     peers,
     rates,
     sandboxes,
@@ -144,6 +145,12 @@ def _traffic(results: Results) -> Iterator[tuple[str, str]]:
     parts = [clustertables.agent(results), clustertables.held(results)]
     if found := [part for part in (*parts, clustertables.server(results)) if part]:
         yield "Following a Kubernetes cluster", "\n\n".join((*found, _CLUSTER_EXPLAINED))
+    if body := kubereadytables.starts(results):
+        title = "Kubernetes: from the kubelets' start to nodes that are Ready"
+        yield title, f"{body}\n\n{kubereadytables.EXPLAINED_STARTS}"
+    if body := kubereadytables.pods(results):
+        title = "Kubernetes: from a pod's creation to Ready"
+        yield title, f"{body}\n\n{kubereadytables.EXPLAINED_PODS}"
 
 
 def _parallel_explained() -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from time import monotonic
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from bench import (
     demand,
     ipam,
     iperf,
+    kubeready,
     machine,
     namespaces,
     peers,
@@ -81,6 +82,9 @@ SCENARIOS: Mapping[str, _Scenario] = {
     "connections": _only_rates(connections.connections),
     "peers": _only_series(peers.peers),
     "sandboxes": _only_series(lambda sides, _, runs: sandboxes.sandboxes(sides, runs)),
+    "kubernetes": _only_series(lambda _, place, runs: kubeready.kubernetes(place, runs))._replace(
+        default=False
+    ),
     "cluster": _Scenario(_cluster, default=False),
     "soak": _Scenario(lambda sides, place, _: Found(*soak.soak(sides, place)), default=False),
 }
@@ -101,6 +105,8 @@ def run(wanted: Sequence[str], runs: int, directory: str | None) -> Results:
         notes += throughput.missing()
     if "cluster" in wanted:
         notes += cluster.missing()
+    if "kubernetes" in wanted:
+        notes += kubeready.missing()
     if "sandboxes" in wanted:
         notes += sandboxes.missing()
     found: list[Found] = []
@@ -109,6 +115,8 @@ def run(wanted: Sequence[str], runs: int, directory: str | None) -> Results:
         about = machine.describe(folder)
         if "sandboxes" in wanted:
             about |= sandboxes.versions()
+        if "kubernetes" in wanted:
+            about |= kubeready.versions()
         place = Place(folder)
         for name in wanted:
             print(f"{monotonic() - begin:4.0f} s  measuring {name}", file=sys.stderr, flush=True)
@@ -131,10 +139,22 @@ def run(wanted: Sequence[str], runs: int, directory: str | None) -> Results:
     )
 
 
-def _folder(directory: str | None) -> AbstractContextManager[str]:
-    if directory is None and os.geteuid() == 0:
-        return namespaces.memory()
-    return tempfile.TemporaryDirectory(prefix="podwire-bench-", dir=directory)
+@contextmanager
+def _folder(directory: str | None) -> Iterator[str]:
+    """For the files of a run. Raises ValueError for a directory that the run would not see."""
+    root = os.geteuid() == 0
+    if directory is None and root:
+        with namespaces.memory() as folder:
+            yield folder
+        return
+    within = os.path.abspath(directory) if directory else None
+    if root and within and f"{os.path.realpath(within)}/".startswith("/run/"):
+        raise ValueError(f"--dir {directory}: not below /run, which the run has one of its own of")
+    with (
+        tempfile.TemporaryDirectory(prefix="podwire-bench-", dir=within) as folder,
+        namespaces.private_run() if root else nullcontext(),
+    ):
+        yield folder
 
 
 def _commands(

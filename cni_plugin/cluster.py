@@ -75,6 +75,13 @@ def join(
     return found
 
 
+def local_networks(own: Node, route_socket: RouteSocket) -> list[tuple[str, IPNetwork]]:
+    """The networks of the links that have a node's addresses, as `join` looks at them."""
+    if own.networks:
+        return []
+    return node_networks(own.addresses, observe.local_addresses(route_socket))
+
+
 def identify(
     known: Inventory, node_name: str, local: LocalAddresses, cross: CrossNode | None = None
 ) -> Cluster:

@@ -8,12 +8,15 @@ Rules:
 - podwire's is told by itself: what the agent writes has the key `MARK`, which runtimes pass over
   and which says to people that the agent will write the file again; what `podwire install` writes
   is exactly what `plain` makes. No other file is replaced or removed.
+- The plugin, which runtimes tell nothing of the list, is told by a `MARK` of its own that what does
+  not fit the inventory now is about to be written again.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from errno import EACCES, EPERM
 from json import dumps, loads
 from typing import Any, NamedTuple
@@ -26,6 +29,7 @@ TYPE = "podwire"
 NAME = "05-podwire.conflist"
 MARK = "_podwire"
 _SAID = "Written by podwire's agent. It replaces what is changed here: change the cluster's."
+_FOLLOWED = "follows the cluster"
 _VERSIONS = ("1.0.0", "1.1.0")
 _GIVEN = ("ranges", "subnet", "rangeStart", "rangeEnd", "gateway")  # what the cluster decides
 _IPAM = ("host-local", "podwire-ipam")
@@ -82,13 +86,30 @@ def render(
     index = _index(plugins)
     plugin = Fields(plugins[index], f"plugins[{index}]")
     ipam = _ipam(plugin)
-    own: dict[str, Any] = {"nodes": nodes_path, "nodeName": node_name}
+    own: dict[str, Any] = {"nodes": nodes_path, "nodeName": node_name, MARK: _FOLLOWED}
     if mtu and not plugin.integer("mtu", 0, 65535):
         own["mtu"] = mtu
     plugins[index] |= {**own, "ipam": {**ipam, "ranges": _ranges(subnets)}}
     order = ("cniVersion", "cniVersions", "name")
     first = {key: document[key] for key in order if key in document}
     return dumps({**first, MARK: _SAID, **document}, indent=2) + "\n"
+
+
+def template_of(text: str) -> dict[str, Any] | None:
+    """A template of which `render` makes this again, MTU included; None for what it has not made.
+
+    What every node adds of its own is overwritten in its place, but for the ranges.
+    """
+    if not is_marked(text):
+        return None
+    document: dict[str, Any] = loads(text)
+    try:
+        index = _index(plugins := document["plugins"])
+        ipam = plugins[index]["ipam"]
+        plugins[index]["ipam"] = {key: ipam[key] for key in ipam if key not in _GIVEN}
+    except (LookupError, TypeError, AttributeError, CniError):
+        return None  # somebody has edited it since
+    return document
 
 
 def _index(plugins: Sequence[Mapping[str, Any]]) -> int:
@@ -175,7 +196,7 @@ def place(conf_dir: str, text: str, name: str = NAME) -> bool:
     """
     path = os.path.join(conf_dir, name)
     refuse_foreign(path)
-    if _text(path) == text:
+    if held(path) == text:
         return False
     try:
         wholefiles.write(path, 0o644, [text.encode()])
@@ -186,7 +207,7 @@ def place(conf_dir: str, text: str, name: str = NAME) -> bool:
 
 def refuse_foreign(path: str) -> None:
     """Raises CniError 5 when something is at the path that podwire has not written."""
-    found = _text(path)
+    found = held(path)
     if found is not None and not is_ours(found):
         raise CniError(
             Code.IO_FAILURE,
@@ -201,12 +222,12 @@ def remove(conf_dir: str, name: str = NAME) -> bool | None:
     Raises CniError 5.
     """
     path = os.path.join(conf_dir, name)
-    text = _text(path)
+    found = held(path)
     try:
         wholefiles.partial_name(path)  # which goes with it
-        if text is None:
+        if found is None:
             return False
-        if not is_ours(text):
+        if not is_ours(found):
             return None
         os.unlink(path)
     except OSError as e:
@@ -214,7 +235,7 @@ def remove(conf_dir: str, name: str = NAME) -> bool | None:
     return True
 
 
-def _text(path: str) -> str | None:
+def held(path: str) -> str | None:
     """What the file holds; None when there is none. Raises CniError 5."""
     try:
         data = wholefiles.read(path)
@@ -266,15 +287,32 @@ def in_use(conf_dir: str) -> InUse | None:
 def candidates(conf_dir: str) -> Iterator[InUse]:
     """The configurations in the folder, in the order in which runtimes look at them."""
     try:
-        with os.scandir(conf_dir) as listing:
-            names = [e.name for e in listing if not e.is_dir(follow_symlinks=False)]
+        names = _names(conf_dir)
     except FileNotFoundError:
         return
     except OSError as e:
         raise _failure(e, conf_dir) from e
-    for name in sorted(names, key=os.fsencode):
-        if os.path.splitext(name)[1] in _ENDINGS or name in _ENDINGS:
-            yield _examined(os.path.join(conf_dir, name))
+    for name in names:
+        yield _examined(os.path.join(conf_dir, name))
+
+
+def stamps(conf_dir: str) -> tuple[object, ...]:
+    """What changes when one of the configurations in the folder comes, goes, or is written; raises
+    nothing. A file that is on its way to its name is none."""
+    found: list[object] = []
+    with suppress(OSError):  # who has to read it says why it can't be
+        for name in _names(conf_dir):
+            found.append(name)
+            status = os.stat(os.path.join(conf_dir, name))
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return tuple(found)
+
+
+def _names(conf_dir: str) -> list[str]:
+    with os.scandir(conf_dir) as listing:
+        names = [e.name for e in listing if not e.is_dir(follow_symlinks=False)]
+    found = [name for name in names if os.path.splitext(name)[1] in _ENDINGS or name in _ENDINGS]
+    return sorted(found, key=os.fsencode)
 
 
 def _examined(path: str) -> InUse:

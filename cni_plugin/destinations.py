@@ -43,10 +43,15 @@ def reached_at(node: Node) -> tuple[IPAddress, ...]:
     return (*node.addresses, overlay)
 
 
-def _made(node: Node) -> Destinations:
-    addresses = reached_at(node)
+def networks_of(node: Node) -> tuple[IPNetwork, ...]:
+    """A node's pod subnets, and what it is reached at, as networks."""
     # By the number: reading it from text takes twice as long.
-    networks = (*node.pod_cidrs, *(ip_network((a.packed, a.max_prefixlen)) for a in addresses))
+    hosts = (ip_network((a.packed, a.max_prefixlen)) for a in reached_at(node))
+    return (*node.pod_cidrs, *hosts)
+
+
+def _made(node: Node) -> Destinations:
+    addresses, networks = reached_at(node), networks_of(node)
     return Destinations(node, networks, addresses, _text(networks), _text(addresses))
 
 

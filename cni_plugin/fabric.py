@@ -92,8 +92,9 @@ class Memory:
     listens to the kernel and moves it. `keep_peers`, where set, makes the paths to the peers right
     with what it remembers of them. `written` are inventories that this process wrote itself, by
     their paths: nobody has to read them again. `survey`, where set, tells what `keep_peers` has
-    found out of the network for a way. A `brief` one is of a process that serves one call: an
-    inventory is read once.
+    found out of the network for a way. `join` and `work_out` are `cluster.join` of an inventory of
+    `written` and `noderules.anew` at the cost of what changed; the latter answers None where it
+    can't. A `brief` one is of a process that serves one call: an inventory is read once.
     """
 
     def __init__(self, brief: bool = False) -> None:
@@ -113,6 +114,8 @@ class Memory:
         self.written: dict[str, tuple[Stamp, Inventory]] = {}
         self.keep_peers: Callable[[Fabric, NetworkRecord], Changes] | None = None
         self.survey: Callable[[Way], Survey | None] | None = None
+        self.join: Callable[[RouteSocket, NetworkRecord, Inventory], Cluster] | None = None
+        self.work_out: Callable[[Fabric, Sequence[NetworkRecord]], NodeRules | None] | None = None
 
     def happened(self) -> None:
         """Something changed: who trusted what was verified before looks again."""
@@ -208,13 +211,16 @@ def cluster_of(fabric: Fabric, record: NetworkRecord) -> Cluster:
         return joined.cluster
     if joined is not None and mark and joined[:2] == (mark, memory.epoch) and memory.watched:
         return joined.cluster._replace(surveys=[])
-    # And with it the overlay: a node without peers needs neither.
-    from cni_plugin import cluster as clusters
-
     epoch = memory.epoch
     known = memory.written[record.nodes][1] if memory.stamp_written(record.nodes) else None
-    cluster = clusters.join(
-        record.nodes, record.node_name, record.cross_node, fabric.route_socket, known
-    )
+    if known is not None and memory.join is not None:
+        cluster = memory.join(fabric.route_socket, record, known)
+    else:
+        # And with it the overlay: a node without peers needs neither.
+        from cni_plugin import cluster as clusters
+
+        cluster = clusters.join(
+            record.nodes, record.node_name, record.cross_node, fabric.route_socket, known
+        )
     memory.joined[way] = Joined(mark, epoch, cluster)
     return cluster

@@ -12,7 +12,7 @@ import re
 import stat
 
 from cni_plugin import apiserver
-from cni_plugin.agent import lock, readiness
+from cni_plugin.agent import clusterlock, lock, readiness
 from cni_plugin.kernel import nodelock
 from cni_plugin.sources import INVENTORY, LEASE
 
@@ -42,6 +42,7 @@ def cluster_files(
     """Remove what an agent was told of its cluster; the paths."""
     known = {note: b"http", inventory: b'{"nodes"', lease: b"{"}
     removed = [path for path, start in known.items() if (_begins(path) or b"").startswith(start)]
+    removed += [path for path in (clusterlock.inventory_lock(inventory),) if _begins(path) == b""]
     for path in removed:
         os.unlink(path)
     return removed

@@ -10,146 +10,33 @@ Rules:
   is gone.
 - Only what meets is refused: a node stays with its other subnets and addresses. One without any
   address that stands is no node of the inventory; its subnets are still its own.
-- Networks either contain each other or share nothing, so a change concerns no claims but those
-  within the widest network around it. Usually that is one, and a change costs microseconds, however
-  many nodes there are.
+- What members announce of their ends of the overlay comes after that, and refuses nobody's address
+  or subnet (`announced`). What this node announced itself is left out: it knows better what it has,
+  whoever wrote there something else.
+- A change concerns no claims but those within the widest network around it. Usually that is one,
+  and a change costs microseconds, however many nodes there are.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Collection, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network
-from typing import NamedTuple
 
-from cni_plugin.fields import shown
+from cni_plugin import refusals
+from cni_plugin.announced import Announced, Held
+from cni_plugin.claims import Claim, Claims, Local, Place, claims_of, place_of
+from cni_plugin.crossnode import CrossNode
+from cni_plugin.refusals import INVALID as INVALID
+from cni_plugin.refusals import NO_ADDRESS as NO_ADDRESS
+from cni_plugin.refusals import OVERLAP as OVERLAP
+from cni_plugin.refusals import VTEP as VTEP
+from cni_plugin.refusals import Refusal as Refusal
 from cni_plugin.sources import Change, Gone, Listed, Member, Put
 from cni_plugin.spec import IPAddress, IPNetwork
-from ipam import nodes, ranges
+from ipam import nodes
 from ipam.nodes import Node
-
-OVERLAP, INVALID, NO_ADDRESS = "PodCIDROverlap", "PodCIDRInvalid", "NoAddress"
-
-_LINE = {4: 1 << 128, 6: 1 << 129}  # where a family begins on the number line of all addresses
-
-
-class Refusal(NamedTuple):
-    """What of a member is not used: `reason` is one of the three words above; `message` names both
-    owners, the subnets, and what to do. `holder` is the node that came first, "" for none."""
-
-    name: str
-    reason: str
-    message: str
-    holder: str = ""
-
-
-class _Claim(NamedTuple):
-    """A network of a member's, in the order in which claims are heard; one of `pods` is a pod
-    subnet, else an address. `start` is the network's first address on the number line of all, and
-    `size` the number of host bits."""
-
-    since: str
-    name: str
-    pods: bool
-    position: int
-    start: int
-    size: int
-    held: IPAddress | IPNetwork
-
-
-_Place = tuple[int, int]  # start and size
-Local = tuple[tuple[str, IPNetwork], ...]  # networks of this node, with the names of their links
-
-
-def _claims(member: Member, local: Local) -> Iterator[_Claim]:
-    """What a member claims, in order, as far as it can be anybody's."""
-    since, name = member.since, member.name
-    for position, address in enumerate(dict.fromkeys(member.addresses)):
-        if not nodes.is_unreachable(address):
-            start = int(address) + _LINE[address.version]
-            yield _Claim(since, name, False, position, start, 0, address)
-    for position, subnet in enumerate(dict.fromkeys(member.pod_cidrs)):
-        if not _unusable(subnet, local):
-            start = int(subnet.network_address) + _LINE[subnet.version]
-            size = subnet.max_prefixlen - subnet.prefixlen
-            yield _Claim(since, name, True, position, start, size, subnet)
-
-
-def _unusable(subnet: IPNetwork, local: Local) -> str:
-    """Why pods here or elsewhere can't have addresses of the subnet; "" when they can."""
-    if not nodes.is_plain_cidr(subnet) and (special := ranges.reserved(subnet)):
-        return f"overlaps {special}, which no host has addresses of"
-    if ranges.is_mapped(subnet):
-        return "is IPv4 mapped into IPv6"
-    if ranges.too_small(subnet):
-        return "has no room for pods"
-    for what, network in local:
-        if network.version == subnet.version and network.overlaps(subnet):
-            return f"overlaps {network} of {what}"
-    return ""
-
-
-class _Claims:
-    """Claims by where they lie."""
-
-    def __init__(self) -> None:
-        self._at: dict[_Place, list[_Claim]] = {}
-        self._sizes: dict[int, int] = {}  # how many places there are of each size
-        self._places: list[_Place] = []  # sorted; with -size, so that the wider one comes first
-
-    def add(self, claim: _Claim) -> None:
-        place = claim.start, claim.size
-        held = self._at.get(place)
-        if held is not None:
-            held.append(claim)
-            return
-        self._at[place] = [claim]
-        self._sizes[claim.size] = self._sizes.get(claim.size, 0) + 1
-        insort(self._places, (claim.start, -claim.size))
-
-    def remove(self, claim: _Claim) -> None:
-        place = claim.start, claim.size
-        held = self._at[place]
-        held.remove(claim)
-        if held:
-            return
-        del self._at[place]
-        del self._places[bisect_left(self._places, (claim.start, -claim.size))]
-        self._sizes[claim.size] -= 1
-        if not self._sizes[claim.size]:
-            del self._sizes[claim.size]
-
-    def around(self, start: int, size: int) -> Iterator[_Claim]:
-        """The claims that contain the network, those to the very same one included."""
-        for wider in self._sizes:
-            if wider >= size:
-                yield from self._at.get((start >> wider << wider, wider), ())
-
-    def widest(self, start: int, size: int) -> _Place:
-        """The widest network around this one that somebody claims; itself where there is none."""
-        for wider in sorted(self._sizes, reverse=True):
-            place = start >> wider << wider, wider
-            if wider > size and place in self._at:
-                return place
-        return start, size
-
-    def within(self, start: int, size: int) -> Iterator[_Claim]:
-        """The claims that the network contains, those to the very same one included."""
-        end = start + (1 << size)
-        for index in range(bisect_left(self._places, (start, -size)), len(self._places)):
-            first, minus_size = self._places[index]
-            if first >= end:
-                return
-            yield from self._at[first, -minus_size]
-
-    def meeting(self, claim: _Claim) -> _Claim | None:
-        """The first in order of those that share an address with this one; None if none does."""
-        found = [*self.around(claim.start, claim.size), *self.within(claim.start, claim.size)]
-        return min(found, key=_order, default=None)
-
-
-def _order(claim: _Claim) -> tuple[str, str, bool, int]:
-    return claim[:4]
 
 
 class Membership:
@@ -157,14 +44,16 @@ class Membership:
 
     def __init__(self, own_name: str) -> None:
         self._own_name = own_name
+        self._vni = CrossNode().vni
         self._local: Local = ()
         self._members: dict[str, Member] = {}
-        self._claims = _Claims()
-        self._claimed: dict[str, tuple[_Claim, ...]] = {}  # by whom
-        self._met: dict[_Claim, _Claim] = {}  # refused claims, with what they met
-        self._macs: dict[str, set[str]] = {}  # which names say that their VTEP has it
-        self._nodes: dict[str, Node] = {}
+        self._claims = Claims()
+        self._claimed: dict[str, tuple[Claim, ...]] = {}  # by whom
+        self._unclaimed: set[str] = set()  # who has something that can't be claimed
+        self._met: dict[Claim, Claim] = {}  # refused claims, with what they met
+        self._announced = Announced()
         self._names: list[str] = []  # of the nodes, sorted
+        self._nodes: list[Node] = []  # in the same order
         self._refusals: dict[str, tuple[Refusal, ...]] = {}
 
     # --- what goes in --------------------------------------------------------------------------
@@ -191,10 +80,28 @@ class Membership:
         local = tuple(sorted(set(networks), key=str))
         if local == self._local:
             return False
-        members = dict(self._members)
+        names = set(self._unclaimed)
+        for _, network in set(local).symmetric_difference(self._local):
+            place = place_of(network)
+            names.update(claim.name for claim in self._claims.around(*place))
+            names.update(claim.name for claim in self._claims.within(*place))
+            for end in (network.network_address, network.broadcast_address):
+                names |= self._announced.within(place_of(end))
+        return self._anew(names, partial(setattr, self, "_local", local))
+
+    def overlay_of(self, vni: int) -> bool:
+        """Which overlay VTEPs' addresses are derived for; whether anything has changed. Without
+        this it is the usual one."""
+        if vni == self._vni:
+            return False
+        return self._anew(set(self._members), partial(setattr, self, "_vni", vni))
+
+    def _anew(self, names: Collection[str], change: Callable[[], None]) -> bool:
+        """Change what these members are judged by."""
+        members = {name: self._members[name] for name in names}
         former = self.nodes(), self.refusals()
         self._update(dict.fromkeys(members))
-        self._local = local
+        change()
         self._update(members)
         return former != (self.nodes(), self.refusals())
 
@@ -202,46 +109,44 @@ class Membership:
         """Put members in the place of those of the same names; None for those that are gone."""
         changed = {name: new for name, new in members.items() if self._members.get(name) != new}
         concerned = set(changed)
-        places: set[_Place] = set()
+        places: set[Place] = set()
         for name in changed:
             former = self._members.pop(name, None)
+            self._unclaimed.discard(name)
             if former is not None:
-                concerned |= self._note_mac(former, there=False)
+                concerned |= self._note(former, there=False)
                 for claim in self._claimed.pop(name):
                     self._claims.remove(claim)
                     self._met.pop(claim, None)
-                    places.add((claim.start, claim.size))
+                    places.add(claim.place)
         for name, member in changed.items():
             if member is not None:
                 self._members[name] = member
-                concerned |= self._note_mac(member, there=True)
-                self._claimed[name] = tuple(_claims(member, self._local))
+                concerned |= self._note(member, there=True)
+                self._claimed[name] = tuple(claims_of(member, self._local))
+                if len(self._claimed[name]) < len(member.addresses) + len(member.pod_cidrs):
+                    self._unclaimed.add(name)
                 for claim in self._claimed[name]:
                     self._claims.add(claim)
-                    places.add((claim.start, claim.size))
+                    places.add(claim.place)
         for place in {self._claims.widest(*place) for place in places}:
             concerned |= self._judge(place)
+            concerned |= self._announced.within(place)
         return sum(map(self._settle, concerned)) > 0
 
-    def _note_mac(self, member: Member, there: bool) -> frozenset[str]:
-        """That the member says, or no longer, what its VTEP has; the names of all who say the same.
+    def _note(self, member: Member, there: bool) -> set[str]:
+        """That a member is there or no more; for whom what it announces makes a difference."""
+        concerned = self._announced.note(member, self._vni, there)
+        if member.name == self._own_name:  # whose addresses count even where they don't stand
+            for address in member.addresses:
+                concerned |= self._announced.within(place_of(address))
+        return concerned
 
-        A link-layer address that several have is nobody's: each has the one that follows from its
-        name, and nobody gets another's packets by what it says of itself.
-        """
-        if not member.vtep_mac:
-            return frozenset()
-        names = self._macs.setdefault(member.vtep_mac, set())
-        (names.add if there else names.discard)(member.name)
-        if not names:
-            del self._macs[member.vtep_mac]
-        return frozenset(names)
-
-    def _judge(self, place: _Place) -> set[str]:
+    def _judge(self, place: Place) -> set[str]:
         """Decide which claims within a network stand; the names of those for whom that is new."""
         concerned = set()
         claims = sorted(self._claims.within(*place), key=_order)
-        standing = _Claims()
+        standing = Claims()
         for claim in claims:
             met = standing.meeting(claim) if len(claims) > 1 else None
             if self._met.get(claim) != met:
@@ -256,20 +161,22 @@ class Membership:
     def _settle(self, name: str) -> bool:
         """Work out what follows for one name; whether that is new."""
         member = self._members.get(name)
-        node = None if member is None else self._node(member)
-        refusals = () if member is None else self._refused(member)
-        former = self._nodes.get(name)
-        if former == node and self._refusals.get(name, ()) == refusals:
+        node, found = (None, ()) if member is None else self._work_out(member)
+        at = bisect_left(self._names, name)
+        former = self._nodes[at] if at < len(self._names) and self._names[at] == name else None
+        if former == node and self._refusals.get(name, ()) == found:
             return False
-        if node is None and former is not None:
-            del self._nodes[name], self._names[bisect_left(self._names, name)]
-        elif node is not None:
-            if former is None:
-                insort(self._names, name)
-            self._nodes[name] = node
+        if node is None:
+            if former is not None:
+                del self._names[at], self._nodes[at]
+        elif former is None:
+            self._names.insert(at, name)
+            self._nodes.insert(at, node)
+        elif former != node:
+            self._nodes[at] = node
         self._refusals.pop(name, None)
-        if refusals:
-            self._refusals[name] = refusals
+        if found:
+            self._refusals[name] = found
         return True
 
     # --- what comes out ------------------------------------------------------------------------
@@ -296,7 +203,13 @@ class Membership:
 
     def nodes(self) -> tuple[Node, ...]:
         """The nodes for the inventory, by the order of their names."""
-        return tuple(map(self._nodes.__getitem__, self._names))
+        return tuple(self._nodes)
+
+    def first(self) -> str:
+        """The name of the first of them; "" while there is none."""
+        return self._names[0] if self._names else ""
+
+    # --- one member ----------------------------------------------------------------------------
 
     def _standing(self, member: Member) -> tuple[tuple[IPAddress, ...], tuple[IPNetwork, ...]]:
         """The addresses and the subnets that are the member's."""
@@ -311,70 +224,28 @@ class Membership:
                 addresses.append(claim.held)
         return tuple(addresses), tuple(subnets)
 
-    def _node(self, member: Member) -> Node | None:
-        addresses, subnets = self._standing(member)
-        if not addresses or not nodes.is_name(member.name):
-            return None
-        overlay, mac = member.overlay_address, member.vtep_mac
-        own_mac = nodes.is_mac(mac) and len(self._macs[mac]) == 1
-        return Node(
-            member.name,
-            addresses,
-            (),
-            subnets,
-            None if overlay is None or nodes.is_unreachable(overlay) else overlay,
-            mac if own_mac else "",
-        )
-
-    def _refused(self, member: Member) -> tuple[Refusal, ...]:
-        found = list(_unclaimed(member, self._local))
+    def _work_out(self, member: Member) -> tuple[Node | None, tuple[Refusal, ...]]:
+        """The member as a node of the inventory, and what of it is refused."""
+        found = list(refusals.of_member(member, self._local))
         for claim in self._claimed[member.name]:
             met = self._met.get(claim)
             if met is not None:
-                found.append(_refusal(claim, met))
-        return tuple(sorted(found))
+                found.append(refusals.of_claim(claim, met))
+        addresses, subnets = self._standing(member)
+        if not addresses or not nodes.is_name(member.name):
+            return None, tuple(sorted(found))
+        node = Node(member.name, addresses, (), subnets)
+        if member.name != self._own_name:
+            held = Held(self._claims, self._met, self._local, self.told_addresses())
+            no_mac = self._announced.mac_refusal(member)
+            no_overlay = self._announced.overlay_refusal(member, addresses, held)
+            found += filter(None, (no_mac, no_overlay))
+            node = node._replace(
+                overlay_address=member.overlay_address if no_overlay is None else None,
+                vtep_mac=member.vtep_mac if no_mac is None else "",
+            )
+        return node, tuple(sorted(found))
 
 
-# --- why something is not used ----------------------------------------------------------------
-
-
-def _unclaimed(member: Member, local: Local) -> Iterator[Refusal]:
-    """What of a member can't be anybody's."""
-    name = member.name
-    if not nodes.is_name(name):
-        remedy = "rename it: letters, digits, '-', '_' and '.', a letter or digit first"
-        yield Refusal(name, NO_ADDRESS, f"node {shown(name)}: no name for a node; {remedy}")
-    if not member.addresses:
-        remedy = "see why the node's agent (kubelet: --node-ip) reports none"
-        yield Refusal(name, NO_ADDRESS, f"node {name} has no address; {remedy}")
-    for address in member.addresses:
-        if nodes.is_unreachable(address):
-            what = f"node {name}: no other node can reach the address {address}"
-            remedy = "give the node an address of its network"
-            yield Refusal(name, NO_ADDRESS, f"{what}; {remedy}")
-    for subnet in member.pod_cidrs:
-        if reason := _unusable(subnet, local):
-            what = f"podCIDR {subnet} of node {name} {reason}"
-            yield Refusal(name, INVALID, f"{what}; choose another range for the cluster's pods")
-    if member.problem:
-        yield Refusal(name, INVALID, f"node {name}: {member.problem}")
-
-
-def _refusal(claim: _Claim, met: _Claim) -> Refusal:
-    """Of a claim that met an earlier one."""
-    name, other = claim.name, "itself" if met.name == claim.name else f"node {met.name}"
-    first = "" if met.name == name else ", which came first"
-    anew = f"register node {name} anew, so that it gets another, or remove {other} if it is gone"
-    if claim.pods and met.pods:
-        what = f"podCIDR {claim.held} of node {name} overlaps {met.held} of {other}{first}"
-        return Refusal(name, OVERLAP, f"{what}; {anew}", met.name)
-    if claim.pods:
-        what = f"podCIDR {claim.held} of node {name} holds the address {met.held} of {other}{first}"
-        remedy = "choose podCIDRs outside the nodes' networks"
-        return Refusal(name, INVALID, f"{what}; {remedy}", met.name)
-    what = f"the address {claim.held} of node {name} is that of {other}{first}"
-    if met.pods:
-        what = f"the address {claim.held} of node {name} is inside podCIDR {met.held} of {other}"
-        what += first
-    remedy = f"give node {name} another, or remove {other} if it is gone"
-    return Refusal(name, NO_ADDRESS, f"{what}; {remedy}", met.name)
+def _order(claim: Claim) -> tuple[str, str, bool, int]:
+    return claim.order

@@ -22,6 +22,8 @@ from cni_plugin.typed import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from cni_plugin.cluster import Cluster
 
+FOLLOWED = "_podwire"  # a key of configurations that an agent writes: conflists.MARK
+
 
 class Resident(NamedTuple):
     """What an agent lends to a call that it serves; all of it stays the agent's.
@@ -185,4 +187,16 @@ def leases_of(request: Request, node: Node, nodes: Cluster | None) -> leases.Lea
     from cni_plugin import cluster  # and with it the overlay: a node without peers needs neither
 
     refuse_foreign = partial(cluster.refuse_foreign, nodes)
+    if FOLLOWED in request.conf:
+        refuse_foreign = partial(_refuse_for_now, refuse_foreign)
     return leases.of(request, node.environ, nodes.own.pod_cidrs, refuse_foreign, node.interrupted)
+
+
+def _refuse_for_now(refuse_foreign: Callable[[IPNetwork], None], subnet: IPNetwork) -> None:
+    """Raises CniError 11: an agent made the configuration of the inventory, and where they differ
+    it is about to make it anew."""
+    try:
+        refuse_foreign(subnet)
+    except CniError as e:
+        remedy = "the agent is about to write the network configuration anew: see that it runs"
+        raise CniError(Code.TRY_AGAIN_LATER, e.msg, remedy) from e

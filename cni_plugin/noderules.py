@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from json import loads
 
@@ -19,6 +19,7 @@ from cni_plugin.typed import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from cni_plugin.destinations import Destinations
     from cni_plugin.kernel.portrecords import PortRecords
+    from ipam.inventory import Node
 
 _DIRECT = "direct"  # the kind of state that holds what inventories said last
 
@@ -35,13 +36,20 @@ def wanted(fabric: Fabric) -> NodeRules:
         known, rules = memory.wanted
         if known == basis:
             return rules
-    rules, complete = _rules(fabric, records)
+    stepped = memory.work_out(fabric, records) if memory.work_out is not None else None
+    if stepped is not None:
+        memory.wanted = (basis, stepped)
+        return stepped
+    networks, complete = networks_of(fabric, records)
+    rules = node_rules(networks, mark(fabric, records))
     memory.wanted = (basis, rules) if complete else None
     return rules
 
 
-def _rules(fabric: Fabric, records: Sequence[NetworkRecord]) -> tuple[NodeRules, bool]:
-    """The rules, and whether all inventories could be read."""
+def networks_of(
+    fabric: Fabric, records: Sequence[NetworkRecord]
+) -> tuple[list[NetworkRules], bool]:
+    """What each network wants, and whether all inventories could be read."""
     networks, complete = [], True
     for record in records:
         known, is_current = _known(fabric, record)
@@ -61,15 +69,15 @@ def _rules(fabric: Fabric, records: Sequence[NetworkRecord]) -> tuple[NodeRules,
                 known.own if port else (),
             )
         )
-    return node_rules(networks, 1 << _mark_bit(fabric, records)), complete
+    return networks, complete
 
 
-def _mark_bit(fabric: Fabric, records: Sequence[NetworkRecord]) -> int:
+def mark(fabric: Fabric, records: Sequence[NetworkRecord]) -> int:
     """The node has one: where networks ask for different ones, that of the newest record."""
     mapping = [record for record in records if record.host_ports] or records
     if len({record.mark_bit for record in mapping}) > 1:
-        return max(mapping, key=fabric.records.age_key).mark_bit
-    return mapping[0].mark_bit if mapping else DEFAULT_MARK_BIT
+        return 1 << max(mapping, key=fabric.records.age_key).mark_bit
+    return 1 << (mapping[0].mark_bit if mapping else DEFAULT_MARK_BIT)
 
 
 def overlay_port(record: NetworkRecord) -> int:
@@ -90,28 +98,45 @@ class _Known(NamedTuple):
 
 def _known(fabric: Fabric, record: NetworkRecord) -> tuple[_Known, bool]:
     """What the record's inventory says; when it can't be read, what was known last, and False."""
-    if not record.nodes or not (record.masquerade or overlay_port(record)):
+    if not needs_nodes(record):
         return _Known(), True
     from cni_plugin import destinations
 
-    memory, saved = fabric.memory, StateFolder(fabric.key, _DIRECT)
     try:
         cluster = cluster_of(fabric, record)
     except CniError:
-        return _decoded(saved.read(record.network)), False
-    by_name = destinations.of_nodes(cluster.inventory.nodes, memory.destinations)
-    memory.destinations = by_name
+        saved = StateFolder(fabric.key, _DIRECT).read(record.network)
+        return _decoded(saved), False
+    by_name = remember(fabric, record, cluster.inventory.nodes)
     found = _Known(
         tuple(network for each in by_name.values() for network in each.networks),
         tuple(address for each in by_name.values() for address in each.addresses),
         destinations.reached_at(cluster.own),
     )
-    if memory.saved.get(record.network) != found.direct:  # it holds the nodes as well
-        data = _encoded(by_name.values())
+    return found, True
+
+
+def needs_nodes(record: NetworkRecord) -> bool:
+    """Whether the rules of a network depend on its inventory."""
+    return bool(record.nodes) and (record.masquerade or overlay_port(record) > 0)
+
+
+def remember(
+    fabric: Fabric, record: NetworkRecord, nodes: Sequence[Node]
+) -> Mapping[str, Destinations]:
+    """Write down what the rules take of these nodes, for the day when their inventory can't be
+    read; it is returned by the nodes' names."""
+    from cni_plugin import destinations
+
+    memory = fabric.memory
+    memory.destinations = by_name = destinations.of_nodes(nodes, memory.destinations)
+    direct = tuple(network for each in by_name.values() for network in each.networks)
+    if memory.saved.get(record.network) != direct:  # it holds the addresses as well
+        saved, data = StateFolder(fabric.key, _DIRECT), _encoded(by_name.values())
         if saved.read(record.network) != data:
             saved.write(record.network, data)
-        memory.saved[record.network] = found.direct
-    return found, True
+        memory.saved[record.network] = direct
+    return by_name
 
 
 def _encoded(known: Collection[Destinations]) -> bytes:

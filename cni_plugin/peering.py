@@ -26,6 +26,7 @@ from ipam import peers as node_peers
 from ipam import routes
 from ipam.inventory import Inventory, Node
 from ipam.peers import Peers
+from ipam.steps import step
 
 _FEW = 256  # peers; with more of them changed at once a comparison in full is faster
 _GONE = (errnos.ESRCH, errnos.ENOENT)
@@ -49,6 +50,8 @@ class Peering:
         self._nodes: dict[str, Node] = {}
         self._peers: dict[str, Peers] = {}
         self._ways: dict[str, tuple[Way, ...]] = {}  # of the plain routes
+        self._plain: dict[Way, int] = {}  # how many peers' plain routes lead by each
+        self._known: tuple[Node, ...] | None = None  # the inventory that was taken in last
         self._fit = False
 
     @property
@@ -84,8 +87,7 @@ class Peering:
         if self._made is None or not self._fit:
             return None
         device = self._made.survey.device
-        plain = {way for ways in self._ways.values() for way in ways}  # most are alike
-        sizes = [underlay.path_mtu(self._socket, plain)]
+        sizes = [underlay.path_mtu(self._socket, self._plain)]
         if device is not None:
             sizes.append(device.vxlan.mtu)
         return min((size for size in sizes if size), default=0)
@@ -98,23 +100,35 @@ class Peering:
         made = self._made
         if made is None or (made.cluster.own, made.cluster.cross) != (cluster.own, cluster.cross):
             return self.resync(cluster)
-        nodes = {node.name: node for node in node_peers.others(cluster.inventory, cluster.own)}
-        gone = [name for name in self._nodes if name not in nodes]
-        changed = [node for name, node in nodes.items() if self._nodes.get(name) != node]
+        gone, changed = self._differing(cluster)
         if len(gone) + len(changed) > _FEW:
             return self.resync(cluster)
         self._made = made._replace(cluster=cluster)
-        return self._change(gone, changed)
+        changes = self._change(gone, changed)
+        self._known = cluster.inventory.nodes
+        return changes
+
+    def _differing(self, cluster: Cluster) -> tuple[list[str], list[Node]]:
+        """The names of peers that are gone, and the peers that are new or have changed."""
+        if self._known is None:  # single ones came and went since
+            nodes = {node.name: node for node in node_peers.others(cluster.inventory, cluster.own)}
+            gone = [name for name in self._nodes if name not in nodes]
+            return gone, [node for name, node in nodes.items() if self._nodes.get(name) != node]
+        found = step(self._known, cluster.inventory.nodes)
+        there = {node.name for node in found.new}
+        return [node.name for node in found.gone if node.name not in there], list(found.new)
 
     def put(self, node: Node) -> Changes:
         """A peer that is new or has changed. There has to have been an `update` before.
 
         The whole inventory is not looked at: that no two nodes overlap is the caller's matter.
         """
+        self._known = None
         return self._change([], [] if self._nodes.get(node.name) == node else [node])
 
     def drop(self, name: str) -> Changes:
         """A peer that is no more."""
+        self._known = None
         return self._change([name] if name in self._nodes else [], [])
 
     # --- the memory -----------------------------------------------------------------------------
@@ -124,6 +138,8 @@ class Peering:
         self._nodes.clear()
         self._peers.clear()
         self._ways.clear()
+        self._plain.clear()
+        self._known = None
         self._fit = False
 
     def _remember(self, made: _Made) -> None:
@@ -139,6 +155,7 @@ class Peering:
             tunnels = {mac: whole.tunnels[mac] for mac in neighbours.values()}
             self._nodes[node.name] = node
             self._note(made, node.name, Peers(own, neighbours, tunnels))
+        self._known = made.cluster.inventory.nodes
 
     # --- one peer -------------------------------------------------------------------------------
 
@@ -166,6 +183,8 @@ class Peering:
             self._forget()
             raise
         for name in gone:
+            made.survey.ways.forget(destinations.reached_at(self._nodes[name]))
+            self._note(made, name, Peers())
             del self._nodes[name], self._peers[name], self._ways[name]
         self._nodes.update((node.name, node) for node in changed)
         for name, peer in wanted.items():
@@ -175,7 +194,13 @@ class Peering:
     def _note(self, made: _Made, name: str, peer: Peers) -> None:
         """What was made for a peer, and by which ways its plain routes lead."""
         self._peers[name] = peer
+        for way in self._ways.get(name, ()):
+            self._plain[way] -= 1
+            if not self._plain[way]:
+                del self._plain[way]
         self._ways[name] = tuple(made.survey.ways.each(peer.plain)) if peer.plain else ()
+        for way in self._ways[name]:
+            self._plain[way] = self._plain.get(way, 0) + 1
 
     def _start_again(self, made: _Made, gone: list[str], changed: list[Node]) -> Changes:
         """A resync with these changes to the peers that are remembered."""

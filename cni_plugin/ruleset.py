@@ -135,14 +135,10 @@ def _family_rules(version: int, networks: tuple[NetworkRules, ...]) -> FamilyRul
     nodes = {int(a) for n in overlays for a in n.nodes if a.version == version}
     if not (masquerading or closed or host_ports or nodes):
         return None
-    direct: list[IPNetwork] = []
-    if masquerading:
-        direct += (*_subnets(here), *_NEVER_MASQUERADED[version])
-        direct += (destination for n in here for destination in n.direct)
     return FamilyRules(
         version=version,
         masquerade=ranges(version, _subnets(masquerading)),
-        direct=ranges(version, direct),
+        direct=ranges(version, direct_networks(version, networks)),
         pods=ranges(version, _subnets(here)),
         host_ports=host_ports,
         closed=tuple(sorted(closed)),
@@ -153,6 +149,16 @@ def _family_rules(version: int, networks: tuple[NetworkRules, ...]) -> FamilyRul
         pod_veths=bool(nodes) and any(not n.bridge for n in networks),
         own=_own(overlays, version) if nodes else (),
     )
+
+
+def direct_networks(version: int, networks: Iterable[NetworkRules]) -> list[IPNetwork]:
+    """The destinations that see a pod's own address; none where no network masquerades."""
+    here = [n for n in networks if any(subnet.version == version for subnet in n.subnets)]
+    if not any(n.masquerade for n in here):
+        return []
+    found = [*_subnets(here), *_NEVER_MASQUERADED[version]]
+    found += (destination for n in here for destination in n.direct)
+    return [network for network in found if network.version == version]
 
 
 def _own(overlays: Iterable[NetworkRules], version: int) -> tuple[int, ...]:

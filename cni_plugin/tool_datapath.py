@@ -13,7 +13,7 @@ from cni_plugin import names, tool_output, upkeep
 from cni_plugin.agent import mtus
 from cni_plugin.cluster import Cluster
 from cni_plugin.fabric import PORTS, Fabric
-from cni_plugin.kernel import nftmessages, nftview, observe, overlay
+from cni_plugin.kernel import nftmessages, nftview, observe, overlay, sysctl
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.portrecords import PortRecords
 from cni_plugin.kernel.statefolder import StateFolder
@@ -24,6 +24,11 @@ from cni_plugin.spec import CniError, Code
 _FORWARD = 2  # NF_INET_FORWARD
 _LEGACY_TABLES = ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names")
 _FAMILIES = {4: "ip", 6: "ip6"}
+_BRIDGE_FILTER = "bridge/bridge-nf-call-iptables"  # there when the kernel has br_netfilter loaded
+_WITHOUT_BRIDGE_FILTER = (
+    "`modprobe br_netfilter`: without it a pod can't reach a Kubernetes Service whose endpoint is "
+    "on its own bridge"
+)
 
 
 def gather(conf: NetConf, cluster: Cluster | None, route_socket: RouteSocket) -> dict[str, Any]:
@@ -32,6 +37,8 @@ def gather(conf: NetConf, cluster: Cluster | None, route_socket: RouteSocket) ->
     counts = mtus.of_pods(route_socket, conf.network)
     if cluster is not None:
         _look(report, lambda: _cross_node(conf, cluster, route_socket, counts, report))
+    if conf.nodes and conf.mode == "bridge" and sysctl.read(_BRIDGE_FILTER) is None:
+        _find(report, "br_netfilter is not loaded", _WITHOUT_BRIDGE_FILTER)
     report["shaped"] = _shaped(conf, route_socket)
     fabric = Fabric(route_socket)
     try:

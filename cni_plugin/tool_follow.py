@@ -6,10 +6,9 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import reduce
+from functools import partial, reduce
 from importlib.util import find_spec
 from ipaddress import ip_network
-from json import loads
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,6 +22,7 @@ from cni_plugin.sources import INVENTORY, LEASE, SourceError
 from cni_plugin.spec import CniError, Code, IPAddress, IPNetwork
 
 if TYPE_CHECKING:
+    from cni_plugin.agent.clusterstate import About
     from cni_plugin.agent.coordination import Coordination
     from cni_plugin.fabric import Memory
     from cni_plugin.sources import Source
@@ -131,22 +131,30 @@ def following(logger: Logger, given: dict[str, Any]) -> Callable[[Memory], Coord
     _refuse_useless(given)
     if not given["kubernetes"] and not given["etcd"]:
         return None
+    from cni_plugin.agent import clusterlock
     from cni_plugin.agent.clusternode import Place
+    from cni_plugin.agent.clusterstate import About
     from cni_plugin.agent.coordination import Coordination
+    from cni_plugin.agent.templates import Template
 
     name = given["node_name"] or os.uname().nodename.lower()
     inventory, conf_dir = os.path.abspath(given["inventory"]), os.path.abspath(given["conf_dir"])
-    place = Place(name, inventory, conf_dir, template(given["network"]))
+    place = Place(name, inventory, conf_dir, Template(given["network"]))
+    about: Callable[[], About]
     if given["kubernetes"]:
         server = _api_server(given)
-        source: Source = _kubernetes(name, server, given)
+        about = partial(About, "kubernetes", (_server_in_words(server, given["kubeconfig"]),))
+        source: Source = _kubernetes(name, server, given, logger)
         place = place._replace(servers=_servers("the API server", [server]))
     else:
         etcd = _etcd(name, given, logger)
         source = etcd
+        about = partial(_about_etcd, etcd, given["etcd"])
         place = place._replace(servers=_servers("etcd", given["etcd"].split(",")))
-        place = place._replace(template=_with_keys(place.template, _conf_keys(etcd)))
-    return lambda memory: Coordination(source, place, memory, logger)
+        adapt = partial(_with_keys, keys=_conf_keys(etcd))
+        place = place._replace(template=Template(given["network"], adapt))
+    clusterlock.claim(inventory, logger)
+    return lambda memory: Coordination(source, place, memory, logger, about=about)
 
 
 def _refuse_useless(given: dict[str, Any]) -> None:
@@ -168,6 +176,24 @@ def _api_server(given: dict[str, Any]) -> str:
     return "" if given["kubeconfig"] else apiserver.noted()
 
 
+def _server_in_words(server: str, kubeconfig: str) -> str:
+    """The API server's URL, as people look for it; the kubeconfig where that does not tell it."""
+    if server or not kubeconfig:
+        from cni_plugin.sources.kubernetes import Options, access
+
+        return access(Options("", server)).server
+    try:
+        return apiserver.in_kubeconfig(kubeconfig)
+    except CniError:
+        return f"by {kubeconfig}"
+
+
+def _about_etcd(source: EtcdSource, urls: str) -> About:
+    from cni_plugin.agent.clusterstate import About
+
+    return About("etcd", tuple(map(str.strip, urls.split(","))), int(source.lease_until))
+
+
 def _servers(name: str, urls: Iterable[str]) -> tuple[tuple[str, IPNetwork], ...]:
     """Those that are named by their addresses."""
     found = []
@@ -177,13 +203,19 @@ def _servers(name: str, urls: Iterable[str]) -> tuple[tuple[str, IPNetwork], ...
     return tuple(found)
 
 
-def _kubernetes(name: str, server: str, given: dict[str, Any]) -> Source:
+def _kubernetes(name: str, server: str, given: dict[str, Any], logger: Logger) -> Source:
+    """Raises CniError 7 for a kubeconfig that can't be used: one that was named is there. What a
+    pod's account lacks may come yet, and is waited for."""
     from cni_plugin.sources.kubernetes import KubernetesSource, Options
 
     if find_spec("lightkube") is None:
         remedy = "install podwire[kubernetes], or run the self-contained executable, which has it"
         raise CniError(Code.INVALID_CONFIG, "--kubernetes: lightkube is not installed", remedy)
-    return KubernetesSource(Options(name, server, given["kubeconfig"]))
+    if given["kubeconfig"]:
+        from cni_plugin.sources import kubeconnect
+
+        kubeconnect.refuse_wrong(given["kubeconfig"], "--kubeconfig")
+    return KubernetesSource(Options(name, server, given["kubeconfig"]), logger=logger)
 
 
 def _etcd(name: str, given: dict[str, Any], logger: Logger) -> EtcdSource:
@@ -249,22 +281,4 @@ def _own_addresses() -> list[IPAddress | str]:
     if not found:
         remedy = "give it by --node-address"
         raise CniError(Code.INVALID_CONFIG, "no default route tells this node's address", remedy)
-    return found
-
-
-def template(path: str) -> dict[str, Any]:
-    """The network configuration that all nodes share. Raises CniError 5 and 7."""
-    from cni_plugin import conflists
-
-    if not path:
-        return conflists.default_template()
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = loads(file.read())
-    except OSError as e:
-        raise CniError(Code.IO_FAILURE, f"--network: {path}: {e.strerror}") from e
-    except (ValueError, RecursionError) as e:
-        raise CniError(Code.INVALID_CONFIG, f"--network: {path}: not valid JSON: {e}") from e
-    if not isinstance(found, dict):
-        raise CniError(Code.INVALID_CONFIG, f"--network: {path}: expected a JSON object")
     return found

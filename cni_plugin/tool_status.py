@@ -7,7 +7,6 @@ whatever can't be found out is left out, and the verdict says why.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -15,14 +14,17 @@ import click
 from cni_plugin import (
     agentconf,
     netconf,
+    pluginfiles,
     sysio,
+    tool_cluster,
     tool_conf,
     tool_datapath,
     tool_output,
     tool_routes,
+    tool_statustext,
     tool_verdict,
 )
-from cni_plugin.client import DEFAULT_SOCKET, NEVER, SOCKET_VARIABLE
+from cni_plugin.client import DEFAULT_SOCKET, SOCKET_VARIABLE
 from cni_plugin.cluster import Cluster
 from cni_plugin.fields import Fields
 from cni_plugin.kernel import observe
@@ -35,9 +37,7 @@ from ipam import config as ipam_config
 from ipam import host_local
 from ipam.ranges import RangeSet, describe, find, withheld
 
-_LISTED = 10  # peers and routes that the text shows; --json has all
 _CONNECT_MS = 2000
-_MOST = 2**53 - 1  # the largest count that every reader of JSON keeps: it stands for more as well
 
 
 @click.command(cls=tool_output.JsonCommand)
@@ -59,23 +59,24 @@ def status(config: str | None, conf_dir: str, cni_path: str, as_json: bool) -> i
     if as_json:
         tool_output.show_json(report)
     else:
-        for line in _lines(report):
+        for line in tool_statustext.lines(report):
             tool_output.say(line)
     return 0 if report["ready"] else 1
-
-
-# --- finding out ------------------------------------------------------------------------------
 
 
 def gather(config: str | None, conf_dir: str, cni_path: str) -> dict[str, Any]:
     """The whole report; `ready` says whether an ADD would be served, `error` why not."""
     report: dict[str, Any] = {"ready": False, "file": None, "broken": [], "networks": []}
+    report |= tool_cluster.gather()
     try:
         file = _file(config, conf_dir, report)
         tool_conf.podwire_of(file)
     except CniError as e:
         report["error"] = tool_output.error_document(e)
         return report
+    folders = cni_path.split(":")
+    missing = pluginfiles.missing((plugin.type for plugin in file.plugins), folders)
+    report["missing"] = [{"plugin": name, "folders": folders} for name in missing]
     with RouteSocket() as route_socket:
         report["networks"] = [
             _network(file, plugin, cni_path, route_socket) for plugin in file.podwires()
@@ -176,6 +177,7 @@ def _bridge(conf: NetConf, route_socket: RouteSocket) -> dict[str, Any]:
 def _cluster(cluster: Cluster, route_socket: RouteSocket) -> dict[str, Any]:
     return {
         "inventory": cluster.inventory.source,
+        "kept": tool_cluster.is_kept(cluster.inventory.source),
         "node": _node(cluster.own),
         "peers": [_node(node) for node in cluster.inventory.nodes if node is not cluster.own],
         "routes": [state._asdict() for state in tool_routes.compare(cluster, route_socket)],
@@ -200,7 +202,7 @@ def _addresses(
     ranges = []
     for range_set in parsed.range_sets:
         used = sum(1 for address in held if find(range_set, address))
-        free = min(max(0, _size(range_set) - used), _MOST)
+        free = min(max(0, _size(range_set) - used), tool_statustext.MOST)
         ranges.append({"range": describe(range_set), "used": used, "free": free})
     return {"type": conf.ipam_type, "dataDir": parsed.data_dir, "ranges": ranges}
 
@@ -214,95 +216,3 @@ def _size(range_set: RangeSet) -> int:
         addresses |= IPSet(IPRange(str(entry.start), str(entry.end)))
     version = range_set[0].subnet.version
     return int((addresses - IPSet(IPAddress(n, version) for n in withheld(range_set))).size)
-
-
-# --- showing ----------------------------------------------------------------------------------
-
-
-def _lines(report: dict[str, Any]) -> Iterator[str]:
-    for broken in report["broken"]:
-        yield _line("warning", f"{broken['file']}: {broken['reason']}")
-        yield _line("", "it sorts first: containerd stops at it, others pass it over")
-    if report["file"]:
-        yield _line("file", f"{report['file']} (plugins: {', '.join(report['plugins'])})")
-        if report.get("unused"):
-            yield _line("", f"not used, they sort behind it: {', '.join(report['unused'])}")
-    for network in report["networks"]:
-        yield from _network_lines(network, report["file"])
-    if report["ready"]:
-        yield _line("status", "ready: a pod could be added now")
-        return
-    error = report["error"]
-    reason = error["msg"].removeprefix(f"{report['file']}: ")
-    yield _line("status", f"NOT ready ({error['code']}): {reason}")
-    if error["details"]:
-        yield _line("", f"hint: {error['details']}")
-
-
-def _line(label: str, text: str) -> str:
-    return f"{label:<10} {text}"
-
-
-def _network_lines(network: dict[str, Any], file: str) -> Iterator[str]:
-    declared, newest = network["cniVersion"], network["newestVersion"]
-    offer = "" if declared == newest else f", offers up to {newest}"
-    mode = f", mode {network['mode']}" if "mode" in network else ""
-    yield _line("network", f"{network['name']}, cniVersion {declared}{offer}{mode}")
-    if "agent" in network:
-        yield _line("agent", _agent_text(network["agent"]))
-    if "bridge" in network:
-        yield _line("bridge", _bridge_text(network["bridge"]))
-    yield from _block("addresses", list(_address_texts(network.get("ipam"))))
-    if "node" in network:
-        yield _line("node", f"{_node_text(network['node'])}, by {network['inventory']}")
-        yield from _block("peers", [_node_text(peer) for peer in network["peers"]])
-        yield from _block("routes", [tool_routes.text(route) for route in network["routes"]])
-        if any(route["state"] != "ok" for route in network["routes"]):
-            yield _line("", f"hint: {tool_routes.remedy('--config', file)}")
-    if "findings" in network:
-        yield from (_line(label, text) for label, text in tool_datapath.lines(network))
-
-
-def _agent_text(agent: dict[str, Any]) -> str:
-    if agent["use"] == NEVER:
-        return "never used by this network: each call is served by a process of its own"
-    if agent["serving"] is None:
-        return f"root alone may see whether one serves at {agent['socket']}"
-    if agent["serving"]:
-        return f"serving at {agent['socket']}"
-    started = "; the next ADD starts one" if agent["use"] == agentconf.ON_DEMAND else ""
-    return f"none at {agent['socket']}: each call is served by a process of its own{started}"
-
-
-def _bridge_text(bridge: dict[str, Any]) -> str:
-    if not bridge["present"]:
-        return f"{bridge['name']}: not there yet, the first pod makes it"
-    state = "up" if bridge["up"] else "DOWN"
-    addresses = ", ".join(bridge["addresses"]) or "no address"
-    return f"{bridge['name']}: {state}, {addresses}, {tool_output.count(bridge['ports'], 'port')}"
-
-
-def _address_texts(ipam: dict[str, Any] | None) -> Iterator[str]:
-    if ipam is None:
-        return
-    for entry in ipam.get("ranges", ()):
-        free = entry["free"]
-        shown = str(free) if free < 1_000_000 else f"about 2^{free.bit_length()}"
-        if free == _MOST:
-            shown = "2^53 or more"
-        yield f"{entry['range']}: {entry['used']} used, {shown} free"
-    if "ranges" not in ipam:
-        yield f"by plugin {ipam['type']}" if ipam["type"] else "none: layer 2 only"
-
-
-def _node_text(node: dict[str, Any]) -> str:
-    pods = ", ".join(node["podCIDRs"]) or "none"
-    return f"{node['name']}: {', '.join(node['addresses'])}, pods {pods}"
-
-
-def _block(label: str, lines: list[str]) -> Iterator[str]:
-    """Lines under one label; of a long list the beginning."""
-    for index, line in enumerate(lines[:_LISTED]):
-        yield _line(label if index == 0 else "", line)
-    if len(lines) > _LISTED:
-        yield _line("", f"and {len(lines) - _LISTED} more (--json lists all)")

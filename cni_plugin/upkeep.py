@@ -18,7 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from cni_plugin.fabric import Fabric, Kept, Stamp, Verified, cluster_of, way_of
+from cni_plugin.fabric import Fabric, Kept, Memory, Stamp, Verified, cluster_of, way_of
+from cni_plugin.kernel import tablerepair
+from cni_plugin.kernel.netlink import KernelError
 from cni_plugin.noderules import Refill, wanted
 from cni_plugin.records import NetworkRecord
 from cni_plugin.ruleset import NodeRules
@@ -131,8 +133,10 @@ def keep_rules(fabric: Fabric) -> list[str]:
     rules = wanted(fabric)
     if is_verified(fabric, rules):
         return []
-    memory = fabric.memory
-    others = memory.verified is not None and memory.verified.rules != rules
+    memory, verified = fabric.memory, fabric.memory.verified
+    if memory.watched and (changed_sets := _change_sets(fabric)) is not None:
+        return changed_sets
+    others = verified is not None and verified.rules != rules
     found = fabric.firewall.legacy_differences(rules) if others else _look(fabric, rules)
     if not (found or others):
         return []
@@ -145,10 +149,36 @@ def keep_rules(fabric: Fabric) -> list[str]:
 
     with Refill(fabric) as refill:
         changed = fabric.firewall.ensure(rules, reread, refill)
-    memory.verified = Verified(read[0], generation, moves)
+    _note_verified(memory, verified, Verified(read[0], generation, moves))
     if others:  # who changes it looks as well
         found += fabric.firewall.said
     return found if changed else []
+
+
+def _change_sets(fabric: Fabric) -> list[str] | None:
+    """`keep_rules` where the kernel holds what it was seen to hold last and only addresses in sets
+    are others now: it costs what they cost. None where more is to be done, and nothing was."""
+    memory, verified = fabric.memory, fabric.memory.verified
+    moves, generation = memory.moves, fabric.netfilter.generation()
+    if verified is None or not _unmoved(fabric, verified):
+        return None
+    rules = wanted(fabric)  # behind the generation, as by `Firewall.ensure`
+    repairs = tablerepair.address_changes(verified.rules, rules)
+    if repairs is None:
+        return None
+    try:
+        messages = [message for repair in repairs for message in repair.messages]
+        fabric.netfilter.transaction(messages, generation)
+    except KernelError:  # somebody was faster: who looks at all of it finds out, and says so
+        return None
+    _note_verified(memory, verified, Verified(rules, generation, moves))
+    return [repair.words for repair in repairs]
+
+
+def _note_verified(memory: Memory, before: Verified | None, now: Verified) -> None:
+    """What the kernel holds now, unless another thread has said so meanwhile: then neither knows
+    whose transaction came last, and the next one looks."""
+    memory.verified = now if memory.verified is before else None
 
 
 def is_verified(fabric: Fabric, rules: NodeRules) -> bool:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 from errno import EACCES, EPERM
 from json import loads
 
+from cni_plugin.alike import same_ends
 from cni_plugin.fields import Fields, as_object, invalid, shown
 from cni_plugin.spec import CniError, Code, IPAddress
 from cni_plugin.typed import NamedTuple, NoReturn
@@ -134,43 +135,57 @@ def _nodes(document: Fields) -> tuple[Node, ...]:
 # --- writing ----------------------------------------------------------------------------------
 
 
-Lines = dict[str, tuple[Node, str]]
-"""By the nodes' names: their lines in the file, and what these were made of."""
+Lines = dict[str, tuple[tuple[Node, ...], list[bytes]]]
+"""By the paths of files: the nodes that were written last, and the line of each."""
 
 
-def encode(nodes: Sequence[Node], known: Lines | None = None) -> bytes:
-    """The file that says the same; a line for each node, so that changes can be seen.
+def encode(nodes: Sequence[Node]) -> bytes:
+    """The file that says the same; a line for each node, so that changes can be seen."""
+    return b"".join(_parts(list(map(_line, nodes))))
 
-    `known` is what an earlier call has put there: the lines of nodes that are the same objects are
-    not made again.
-    """
-    lines: Lines = {}
-    for node in nodes:
-        line = known.get(node.name) if known else None
-        same = line is not None and line[0] is node
-        lines[node.name] = line if line is not None and same else (node, entries.line(node))
-    if known is not None:
-        known.clear()
-        known.update(lines)
-    whole = ",\n".join(text for _, text in lines.values())
-    return f'{{"nodes": [\n{whole}\n]}}\n'.encode()
+
+def _parts(lines: Sequence[bytes]) -> tuple[bytes, ...]:
+    """The content of the file; put together once, as it may be a megabyte."""
+    return b'{"nodes": [\n', b",\n".join(lines), b"\n]}\n"
+
+
+def _line(node: Node) -> bytes:
+    return entries.line(node).encode()
+
+
+def _lines(nodes: tuple[Node, ...], former: tuple[Node, ...], lines: list[bytes]) -> list[bytes]:
+    """The line of each node; `lines` are those of the former ones, and most are the same."""
+    begin, end = same_ends(former, nodes)
+    stop, former_stop = len(nodes) - end, len(former) - end
+    known = {node.name: index for index, node in enumerate(former[begin:former_stop], begin)}
+    made = []
+    for node in nodes[begin:stop]:
+        index = known.get(node.name)
+        same = index is not None and former[index] is node
+        made.append(lines[index] if index is not None and same else _line(node))
+    return [*lines[:begin], *made, *lines[former_stop:]]
 
 
 def write(path: str, nodes: Sequence[Node], known: Lines | None = None) -> bool:
     """Make the file say this, at once and whole; whether it had to be written.
 
-    Its folder is made when it is missing. `known` as for `encode`. Raises CniError 5 and 110.
+    Its folder is made when it is missing. `known` is what earlier calls have put there: the file is
+    compared with only where it may say the same. Raises CniError 5 and 110.
     """
     from cni_plugin import wholefiles  # an ADD reads only
 
-    data = encode(nodes, known)
+    nodes, known = tuple(nodes), {} if known is None else known
+    former, before = known.get(path, ((), []))
+    lines = _lines(nodes, former, before)
+    known[path] = nodes, lines
+    parts = _parts(lines)
     try:
-        if wholefiles.read(path) == data:
+        if (lines == before or not before) and wholefiles.read(path) == b"".join(parts):
             return False
         if not os.path.isdir(folder := os.path.dirname(path)):
             os.makedirs(folder)
             os.chmod(folder, 0o755)  # noqa: S103 - the plugin and people read the file
-        wholefiles.write(path, 0o644, (data,))
+        wholefiles.write(path, 0o644, parts)
     except OSError as e:
         code = Code.PERMISSION_DENIED if e.errno in (EACCES, EPERM) else Code.IO_FAILURE
         raise CniError(

@@ -14,9 +14,12 @@ from cni_plugin.spec import CniError, Code, IPAddress, IPNetwork
 from cni_plugin.typed import NamedTuple
 from ipam.inventory import Inventory, Node
 
+Span = tuple[int, int]
+"""The first and the last address of a range, on the line of `span`."""
+
 
 class _Claim(NamedTuple):
-    """A range of addresses that somebody holds; `first` and `last` are on the line of `_span`."""
+    """A range of addresses that somebody holds; `first` and `last` are on the line of `span`."""
 
     first: int
     last: int
@@ -64,11 +67,11 @@ def _any_conflict(nodes: Iterable[Node], others: Iterable[IPNetwork]) -> bool:
     ranges: list[tuple[int, int, bool]] = []
     for node in nodes:
         networks.update(node.networks)
-        ranges += ((*_span(cidr), True) for cidr in node.pod_cidrs)
+        ranges += ((*span(cidr), True) for cidr in node.pod_cidrs)
         for address in node.addresses:
             at = int(address) + (address.version << 128)
             ranges.append((at, at, False))
-    ranges += ((*_span(network), False) for network in networks)
+    ranges += ((*span(network), False) for network in networks)
     ranges.sort()
     furthest = furthest_pod = -1
     for first, last, pod in ranges:
@@ -87,20 +90,25 @@ def _claims(
     for node in inventory.nodes:
         name, mine = node.name, node.name == own.name
         for cidr in node.pod_cidrs:
-            yield _Claim(*_span(cidr), True, mine, name, "", cidr)
+            yield _Claim(*span(cidr), True, mine, name, "", cidr)
         for network in node.networks:
-            yield _Claim(*_span(network), False, mine, name, "the node network ", network)
+            yield _Claim(*span(network), False, mine, name, "the node network ", network)
         for address in node.addresses:
-            at = int(address) + (address.version << 128)
-            yield _Claim(at, at, False, mine, name, "the address ", address)
+            yield _Claim(*span_of_address(address), False, mine, name, "the address ", address)
     for link, network in local_networks:
-        yield _Claim(*_span(network), False, True, own.name, f"link {link}'s network ", network)
+        yield _Claim(*span(network), False, True, own.name, f"link {link}'s network ", network)
 
 
-def _span(network: IPNetwork) -> tuple[int, int]:
+def span(network: IPNetwork) -> Span:
     """First and last address on one number line, where IPv4 and IPv6 never meet."""
     first = int(network.network_address) + (network.version << 128)
     return first, first + (1 << (network.max_prefixlen - network.prefixlen)) - 1
+
+
+def span_of_address(address: IPAddress) -> Span:
+    """The same of one address."""
+    at = int(address) + (address.version << 128)
+    return at, at
 
 
 def _first_conflict(claims: Iterable[_Claim]) -> tuple[_Claim, _Claim] | None:
@@ -121,17 +129,20 @@ def _first_conflict(claims: Iterable[_Claim]) -> tuple[_Claim, _Claim] | None:
 
 
 def refuse_foreign_subnet(inventory: Inventory, own: Node, subnet: IPNetwork) -> None:
-    """Check a subnet that the ipam section of this node configures against the inventory.
+    """Check a subnet that the ipam section of this node configures against the inventory, in which
+    nothing overlaps: what is inside of a subnet of this node's is nobody else's.
 
     Raises CniError: 106 when it overlaps another node's pod subnet, 7 when it is not inside one
     of this node's own, because no other node would have a route to it.
     """
-    first, last = _span(subnet)
+    first, last = span(subnet)
+    if any(start <= first and last <= end for start, end in map(span, own.pod_cidrs)):
+        return
     for node in inventory.nodes:
         if node.name == own.name:
             continue
         for cidr in node.pod_cidrs:
-            start, end = _span(cidr)
+            start, end = span(cidr)
             if start <= last and first <= end:
                 raise CniError(
                     Code.SUBNET_OVERLAP,
@@ -139,11 +150,9 @@ def refuse_foreign_subnet(inventory: Inventory, own: Node, subnet: IPNetwork) ->
                     f"use a podCIDR of node {own.name} in {inventory.source}, or leave the ranges"
                     " out: they are then taken from there",
                 )
-    spans = [_span(cidr) for cidr in own.pod_cidrs]
-    if not any(start <= first and last <= end for start, end in spans):
-        raise CniError(
-            Code.INVALID_CONFIG,
-            f"ipam: subnet {subnet} is not inside a podCIDR of node {own.name}"
-            f" ({', '.join(map(str, own.pod_cidrs)) or 'it has none'})",
-            f"the other nodes have no route to it: add it to podCIDRs in {inventory.source}",
-        )
+    raise CniError(
+        Code.INVALID_CONFIG,
+        f"ipam: subnet {subnet} is not inside a podCIDR of node {own.name}"
+        f" ({', '.join(map(str, own.pod_cidrs)) or 'it has none'})",
+        f"the other nodes have no route to it: add it to podCIDRs in {inventory.source}",
+    )

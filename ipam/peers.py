@@ -31,6 +31,7 @@ from cni_plugin.typed import NamedTuple
 from ipam.inventory import Inventory, Node
 from ipam.routes import NodeRoute, OwnedRoute, families, no_address
 from ipam.routes import desired as plain_routes
+from ipam.steps import step
 
 DIRECT, ROUTED, UNREACHABLE = "direct", "behind a router", "unreachable"
 
@@ -86,8 +87,26 @@ def _carried(node: Node, version: int) -> IPAddress | None:
 # --- the underlay -----------------------------------------------------------------------------
 
 
+_last_version: tuple[tuple[Node, ...], CrossNode | None, int] = ((), None, 0)
+
+
 def underlay_version(inventory: Inventory, cross: CrossNode) -> int:
-    """The IP version that carries the overlay. Raises CniError 7 when the nodes share none."""
+    """The IP version that carries the overlay. Raises CniError 7 when the nodes share none.
+
+    The last answer is kept: what comes first, and what new nodes have too, stays so.
+    """
+    global _last_version
+    nodes, former, version = _last_version
+    first = cross.cidr.version if cross.cidr is not None else 4
+    if not (former == cross and version == first) or not all(
+        underlay_addresses(node, version, cross) for node in step(nodes, inventory.nodes).new
+    ):
+        version = _underlay_version(inventory, cross)
+    _last_version = inventory.nodes, cross, version
+    return version
+
+
+def _underlay_version(inventory: Inventory, cross: CrossNode) -> int:
     versions = (cross.cidr.version,) if cross.cidr is not None else (4, 6)
     lacking: dict[int, str] = {}
     for version in versions:

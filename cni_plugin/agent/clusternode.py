@@ -4,54 +4,38 @@ The order is that of what depends on what: the inventory, the bridge's addresses
 the peers, and at last the network configuration, whose presence tells the runtime that pods can
 come. Every step may be done again at any time, and does nothing then.
 
-The inventory outlives the agent and the API: pods go on coming up from what was known last.
+Rules:
+- The inventory outlives the agent and the API: pods go on coming up from what was known last.
+- Pods that run on keep their peers, whatever keeps new ones from coming.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from json import dumps, loads
+from collections.abc import Iterator, Sequence
+from functools import partial
 from logging import Logger
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cni_plugin import cluster as clusters
-from cni_plugin import conflists, netconf, resubnet, skel, upkeep
-from cni_plugin.agent import fitting, mtus
-from cni_plugin.cluster import Cluster
-from cni_plugin.fabric import Fabric, Memory, cluster_of, exact_stamp, way_of
-from cni_plugin.fields import invalid
-from cni_plugin.inspection import status
+from cni_plugin import datapath, netconf
+from cni_plugin.agent import fitting
+from cni_plugin.agent.inventoryfile import InventoryFile
+from cni_plugin.agent.nodeconf import NodeConf
+from cni_plugin.agent.nodeconf import Place as Place
+from cni_plugin.agent.nodekernel import Kept, NodeKernel
+from cni_plugin.agent.templates import Shared, Templates
+from cni_plugin.fabric import Memory
 from cni_plugin.kernel import observe
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.membership import Membership, Refusal
-from cni_plugin.netconf import NetConf
-from cni_plugin.node import Node as Caller
 from cni_plugin.node import record_of
-from cni_plugin.paths import Survey
-from cni_plugin.records import NetworkRecord
-from cni_plugin.sources import Announcement, Member, Readiness
-from cni_plugin.spec import SUPPORTED_VERSIONS, CniError, Code, IPNetwork, Request
+from cni_plugin.sources import Announcement, Readiness
+from cni_plugin.spec import CniError, IPNetwork
 from ipam import config
-from ipam import inventory as inventories
-from ipam import peers as node_peers
+from ipam.inventory import Node
 
 READY = "PodwireReady"
-_OVERLAY_BYTES = 70  # VXLAN over IPv6, the most that it takes
 NO_NODE, NO_SUBNET, NOT_READY = "NodeNotFound", "NoPodCIDR", "NetworkNotReady"
-
-
-class Place(NamedTuple):
-    """Where a node keeps what it is told: its name in the cluster, the inventory's path, the folder
-    of the runtime's network configurations, the configuration that all nodes share, and what tells
-    of the cluster, by a name and as a network of one address: no pod may have that."""
-
-    name: str
-    inventory: str
-    conf_dir: str
-    template: Mapping[str, Any]
-    servers: tuple[tuple[str, IPNetwork], ...] = ()
 
 
 class Outcome(NamedTuple):
@@ -66,20 +50,27 @@ class ClusterNode:
 
     def __init__(self, place: Place, memory: Memory, logger: Logger) -> None:
         self._place = place
-        self._memory = memory
         self._logger = logger
-        self._former: tuple[IPNetwork, ...] = ()
-        self._lines: inventories.Lines = {}
+        self._inventory = InventoryFile(place.inventory, memory)
+        self._kernel = NodeKernel(place.inventory, memory, logger)
+        self._conf = NodeConf(place, memory, logger)
+        self._templates = Templates(place.template, self._conf.path)
+        self._fitting = fitting.Fitting()
         self._quarantine = fitting.Quarantine()
-        self._kept: tuple[Announcement, int] = (Announcement(), 0)
+        self._kept = Kept(Announcement(), 0)
+        self._own: Node | None = None  # as it was known last
         self.refusals: tuple[Refusal, ...] = ()
-        self._unreached = ""
         self._doubted: frozenset[str] = frozenset()
 
     @property
     def is_settled(self) -> bool:
-        """Whether all is as it is to be; False while pods still run with former subnets."""
-        return not self._former
+        """Whether all is as it is to be; False while pods still run with former subnets, and while
+        something could not be written."""
+        return not (self._kernel.former or self._inventory.problem or self._conf.unplaced)
+
+    def files(self) -> object:
+        """What changes when somebody else changes a file that this depends on."""
+        return self._templates.stamp(), self._inventory.stamp(), self._conf.stamps()
 
     def resume(self) -> None:
         """Bring about what the inventory of the last time says; nothing when there is none.
@@ -87,16 +78,23 @@ class ClusterNode:
         The network configuration is not written: whether it still holds only the cluster can tell.
         Raises CniError.
         """
+        nodes = tuple(sorted(self._inventory.read(), key=_name))
+        self._quarantine.trust(nodes)
+        self._own = self._in(nodes)
+        if self._own is None or not self._own.pod_cidrs:
+            self._kernel.keep_known()
+            return
+        subnets = self._own.pod_cidrs
         try:
-            known = inventories.load(self._place.inventory)
-        except CniError as e:
-            if isinstance(e.__cause__, FileNotFoundError):
-                return
+            self._templates.use(
+                partial(self._check, subnets),
+                lambda shared, trial: self._kernel.keep(
+                    self._conf.request(shared, subnets), subnets, ""
+                ),
+            )
+        except CniError:
+            self._kernel.keep_known()
             raise
-        self._quarantine.trust(known.nodes)
-        for node in known.nodes:
-            if node.name == self._place.name and node.pod_cidrs:
-                self._keep(node.pod_cidrs, "")
 
     def bring_about(self, members: Membership) -> Outcome:
         """Make this node what the members say it is to be. Raises nothing that is not a mistake of
@@ -104,136 +102,156 @@ class ClusterNode:
         try:
             return self._bring_about(members)
         except (CniError, OSError) as e:
-            message = str(e)
-            if isinstance(e, CniError):
-                message = f"{e.msg}: {e.details}" if e.details else e.msg
-            return Outcome(Readiness(False, NOT_READY, message))
+            return Outcome(Readiness(False, NOT_READY, _in_words(e)))
 
     def _bring_about(self, members: Membership) -> Outcome:
-        name, member = self._place.name, members.own()
-        if member is None:
-            return Outcome(Readiness(False, NO_NODE, f"the cluster has no node {name}"))
+        name = self._place.name
         with RouteSocket() as route_socket:
             local = observe.local_addresses(route_socket)
-        networks = clusters.node_networks(members.told_addresses(), local)
+        addresses = members.told_addresses() or (self._own.addresses if self._own else ())
+        networks = clusters.node_networks(addresses, local)
         taken = [(f"link {link} of node {name}", network) for link, network in networks]
         members.keep_out([*taken, *self._place.servers])
-        # What this node announced of itself is its own doing, whoever wrote it there since.
-        told = [
-            node._replace(overlay_address=None, vtep_mac="") if node.name == name else node
-            for node in members.nodes()
-        ]
-        nodes, unfit = fitting.fitting(told, self._backend())
-        own = next((node for node in nodes if node.name == name), None)
+        told = members.nodes()
+        self.refusals = members.refusals()
+        own = self._in(told)
         if own is None or not own.pod_cidrs:
-            if nodes:
-                self._write(nodes)
-            self.refusals = (*members.refusals(), *unfit)
-            return Outcome(_unusable(self.refusals, name))
-        subnets, link = own.pod_cidrs, self._link_of(member, local)
-        self._quarantine.bring(name, nodes, lambda some: self._try(some, subnets, link))
-        self.refusals = (*members.refusals(), *unfit, *self._quarantine.refusals)
-        announcement, mtu = self._kept
-        self._configure(own.pod_cidrs, mtu)
-        said = ["pods get addresses of " + ", ".join(map(str, own.pod_cidrs))]
-        said += [each.message for each in self.refusals if each.name == name]
-        said += self._doubts()
-        return Outcome(Readiness(True, READY, "; ".join(said)), announcement)
+            self._without_pods(told)
+            unknown = Readiness(False, NO_NODE, f"the cluster has no node {name}")
+            return Outcome(unknown if members.own() is None else _unusable(self.refusals, name))
+        self._own = own
+        link = next((link for link, each in local if each.ip in own.addresses), "")
+        try:
+            served = self._templates.use(
+                partial(self._check, own.pod_cidrs),
+                lambda shared, trial: self._serve(shared, members, link, trial),
+            )
+        except (CniError, OSError) as e:
+            self._go_on(self._quarantine.admitted(told), _in_words(e))
+            raise
+        return self._outcome(*served)
 
-    def _doubts(self) -> list[str]:
+    def _in(self, nodes: Sequence[Node]) -> Node | None:
+        """This node, of nodes sorted by their names."""
+        return fitting.of_name(nodes, self._place.name)
+
+    # --- while pods can come ---------------------------------------------------------------------
+
+    def _check(self, subnets: tuple[IPNetwork, ...], shared: Shared) -> None:
+        """What of a configuration is wrong by itself, or for the pods that run. Raises CniError."""
+        request = self._conf.request(shared, subnets)
+        conf = netconf.parse(request)
+        config.parse(request, subnets)
+        datapath.refuse_small_mtu(conf, {subnet.version for subnet in subnets})
+        self._kernel.refuse_another(record_of(conf, subnets))
+
+    def _serve(
+        self, shared: Shared, members: Membership, link: str, trial: bool
+    ) -> tuple[Shared, tuple[IPNetwork, ...]]:
+        """All of it, with one configuration; that and what pods have addresses of. In a `trial` no
+        peer is at fault for what fails. Raises CniError."""
+        name = self._place.name
+        cross = netconf.parse(self._conf.request(shared, ())).cross_node
+        members.overlay_of(cross.vni)
+        told, known = members.nodes(), members.refusals()
+        nodes, unfit = self._fitting.fit(told, cross.backend)
+        own = self._in(nodes)
+        if own is None or not own.pod_cidrs:
+            self.refusals = (*known, *unfit)
+            self._without_pods(told)
+            return shared, ()
+        subnets = own.pod_cidrs
+        request = self._conf.request(shared, subnets)
+
+        def attempt(some: Sequence[Node]) -> None:
+            self._inventory.write(some)
+            self._kept = self._kernel.keep(request, subnets, link)
+
+        self._quarantine.bring(name, nodes, attempt, search=not trial)
+        self._inventory.refuse_stale(name, subnets)
+        self._conf.write(shared, subnets, self._kept.mtu)
+        self.refusals = (*known, *unfit, *self._quarantine.refusals)
+        return shared, subnets
+
+    def _outcome(self, shared: Shared, subnets: tuple[IPNetwork, ...]) -> Outcome:
+        if not subnets:
+            return Outcome(_unusable(self.refusals, self._place.name))
+        said = ["pods get addresses of " + ", ".join(map(str, subnets))]
+        said += [each.message for each in self.refusals if each.name == self._place.name]
+        self._doubt(doubts := list(self._doubts(shared)))
+        return Outcome(Readiness(True, READY, "; ".join(said + doubts)), self._kept.announcement)
+
+    def _doubts(self, shared: Shared) -> Iterator[str]:
         """What is wrong without keeping pods from coming."""
-        doubts = [self._unreached] if self._unreached else []
-        used = conflists.in_use(self._place.conf_dir)
-        if used is not None and used.path != os.path.join(self._place.conf_dir, conflists.NAME):
-            why = f"the runtime uses {used.path}, which sorts before {conflists.NAME}"
-            doubts.append(f"{why}; remove that file")
+        if self._kernel.unreached:
+            yield self._kernel.unreached
+        if self._templates.problem:
+            yield self._templates.problem
+        for problem in filter(None, (self._inventory.problem, self._conf.unplaced)):
+            yield f"what is there from before stays in force: {problem}"
+        yield from self._conf.doubts(shared)
+
+    def _doubt(self, doubts: Sequence[str]) -> None:
+        """Log what is new of these."""
         for doubt in doubts:
             if doubt not in self._doubted:
                 self._logger.warning("doubt", extra={"fields": {"what": doubt}})
         self._doubted = frozenset(doubts)
-        return doubts
 
-    @staticmethod
-    def _link_of(member: Member, local: clusters.LocalAddresses) -> str:
-        """The link that has the node's address, "" when none has."""
-        return next((link for link, own in local if own.ip in member.addresses), "")
+    # --- while none can come ---------------------------------------------------------------------
 
-    def _backend(self) -> str:
-        return netconf.parse(_request(self._render((), 0))).cross_node.backend
-
-    def _try(
-        self, nodes: Sequence[inventories.Node], subnets: tuple[IPNetwork, ...], link: str
-    ) -> None:
-        self._write(nodes)
-        self._kept = self._keep(subnets, link)
-
-    def _write(self, some: Sequence[inventories.Node]) -> None:
-        path, nodes = self._place.inventory, tuple(some)
-        inventories.write(path, nodes, self._lines)
-        self._memory.written = {path: (exact_stamp(path), inventories.Inventory(path, nodes))}
-
-    # --- the kernel -----------------------------------------------------------------------------
-
-    def _keep(self, subnets: tuple[IPNetwork, ...], link: str) -> tuple[Announcement, int]:
-        """Rules, paths, the bridge's addresses; what to announce, and the MTU of new pods (0: as
-        without peers). `link` has the node's address."""
-        request = _request(self._render(subnets, 0))
-        conf = netconf.parse(request)
-        record = record_of(conf, subnets)
-        with RouteSocket() as route_socket, closing(Fabric(route_socket, self._memory)) as fabric:
-            _refuse_another(fabric, record)
-            changed = resubnet.resubnet(fabric, config.locate(request), subnets)
-            self._former = changed.former
-            for what in [*changed.done, *upkeep.keep(fabric, record)]:
-                self._logger.info("set up", extra={"fields": {"what": what}})
-            cluster = cluster_of(fabric, record)
-            mtu = self._mtu(fabric, record, cluster, link)
-            return _announcement(cluster, conf, self._survey(cluster, record, route_socket)), mtu
-
-    def _mtu(self, fabric: Fabric, record: NetworkRecord, cluster: Cluster, link: str) -> int:
-        """The MTU of new pods. A peer that there is no way to has no say: it must not cost all
-        others their pods. Where no peer is left, what the overlay would leave of the node's link.
-        """
+    def _without_pods(self, told: tuple[Node, ...]) -> None:
+        """The cluster does not know this node, or which pods it has: as far as the pods that run on
+        go, it is what it was."""
+        others = [node for node in told if node.name != self._place.name]
+        own = self._in(told) or self._stand_in(others)
+        nodes = tuple(sorted([*others, own], key=_name) if own is not None else others)
+        for backend in self._kernel.backends()[:1]:
+            nodes, _ = fitting.fitting(nodes, backend)
+        if not nodes:
+            return
         try:
-            mtu = upkeep.pod_mtu(fabric, record)
-        except CniError as e:
-            self._unreached = clusters.waiting(cluster, fabric.route_socket)
-            if not self._unreached or e.code != Code.KERNEL_REFUSED:
-                raise
-        else:
-            self._unreached = ""
-            return mtu
-        mtu = clusters.mtus(cluster, fabric.route_socket).pods
-        own = observe.link(fabric.route_socket, link) if link and not mtu else None
-        return own.mtu - _OVERLAY_BYTES if own is not None else mtu
+            if self._in(nodes) is None:
+                self._inventory.write(nodes)  # no path can be worked out without an own end
+            else:
+                self._quarantine.bring(self._place.name, nodes, self._follow)
+                self.refusals = (*self.refusals, *self._quarantine.refusals)
+        except (CniError, OSError) as e:
+            self._doubt([_in_words(e)])
 
-    def _survey(
-        self, cluster: Cluster, record: NetworkRecord, route_socket: RouteSocket
-    ) -> Survey | None:
-        """What is known of the network, as far as the overlay needs it; None without one."""
-        if cluster.cross.backend == "host-gw":
+    def _stand_in(self, others: Sequence[Node]) -> Node | None:
+        """This node as it was known last, less what is another's now."""
+        if self._own is None:
             return None
-        known = self._memory.survey(way_of(record)) if self._memory.survey is not None else None
-        return known or clusters.survey(cluster, route_socket)
+        taken = {address for node in others for address in node.addresses}
+        addresses = tuple(each for each in self._own.addresses if each not in taken)
+        theirs = [cidr for node in others for cidr in node.pod_cidrs]
+        subnets = tuple(
+            subnet
+            for subnet in self._own.pod_cidrs
+            if not any(subnet.version == cidr.version and subnet.overlaps(cidr) for cidr in theirs)
+        )
+        return self._own._replace(addresses=addresses, pod_cidrs=subnets) if addresses else None
 
-    # --- the network configuration --------------------------------------------------------------
-
-    def _render(self, subnets: tuple[IPNetwork, ...], mtu: int) -> str:
-        place = self._place
-        return conflists.render(dict(place.template), subnets, place.inventory, place.name, mtu)
-
-    def _configure(self, subnets: tuple[IPNetwork, ...], mtu: int) -> None:
-        """Write the configuration when a pod could be served by it. Raises CniError."""
-        text = self._render(subnets, mtu)
-        caller = Caller(dict(os.environ), memory=self._memory)
+    def _go_on(self, nodes: Sequence[Node], failure: str) -> None:
+        """Have the peers of pods that run on; `failure` is told already."""
         try:
-            status(_request(text), caller)
-        finally:
-            caller.close()
-        if conflists.place(self._place.conf_dir, text):
-            fields = {"folder": self._place.conf_dir, "mtu": mtu}
-            fields["subnets"] = " ".join(map(str, subnets))
-            self._logger.info("network configuration written", extra={"fields": fields})
+            self._follow(nodes)
+        except (CniError, OSError) as e:
+            if _in_words(e) != failure:
+                self._doubt([_in_words(e)])
+
+    def _follow(self, nodes: Sequence[Node]) -> None:
+        self._inventory.write(nodes)
+        self._kernel.keep_known()
+
+
+def _name(node: Node) -> str:
+    return node.name
+
+
+def _in_words(e: Exception) -> str:
+    return f"{e.msg}: {e.details}" if isinstance(e, CniError) and e.details else str(e)
 
 
 def _unusable(refusals: Sequence[Refusal], name: str) -> Readiness:
@@ -246,61 +264,3 @@ def _unusable(refusals: Sequence[Refusal], name: str) -> Readiness:
         " --cluster-cidr, or set spec.podCIDRs"
     )
     return Readiness(False, NO_SUBNET, message)
-
-
-def _request(text: str) -> Request:
-    """What a runtime would ask podwire's plugin of the list `text` for STATUS.
-
-    Raises CniError 7 for a list without podwire.
-    """
-    document = loads(text)
-    offered = [document["cniVersion"], *document.get("cniVersions", ())]
-    for version in offered:
-        if version not in SUPPORTED_VERSIONS:
-            raise invalid("cniVersion", version, f"expected of {', '.join(SUPPORTED_VERSIONS)}")
-    for plugin in document["plugins"]:
-        if plugin.get("type") == conflists.TYPE:
-            conf = {**plugin, "name": document["name"], "cniVersion": "1.1.0"}
-            return skel.parse_request({"CNI_COMMAND": "STATUS"}, dumps(conf).encode())
-    raise CniError(
-        Code.INVALID_CONFIG,
-        f"plugins: none of type {conflists.TYPE}",
-        "name podwire in the network configuration that the agent was given",
-    )
-
-
-def _refuse_another(fabric: Fabric, record: NetworkRecord) -> None:
-    """Raises CniError 7 for a network of another name or bridge than that of pods which still run:
-    the new one would give their addresses away, or cut them off. One without pods is forgotten."""
-    for former in fabric.records.all():
-        renamed = former.network != record.network
-        if former.nodes != record.nodes or not (renamed or former.bridge != record.bridge):
-            continue
-        pods = sum(mtus.of_pods(fabric.route_socket, former.network).values())
-        if pods:
-            field, value = ("name", record.network) if renamed else ("bridge", record.bridge)
-            was = former.network if renamed else former.bridge
-            raise invalid(
-                field,
-                value,
-                f'expected "{was}" while this node has pods of that',
-                f"drain the node first: {pods} pods of network {former.network} run here",
-            )
-        if renamed:
-            fabric.records.forget(former.network)
-
-
-def _announcement(cluster: Cluster, conf: NetConf, found: Survey | None) -> Announcement:
-    cross = conf.cross_node
-    if found is None:
-        return Announcement(backend=cross.backend)
-    mac = node_peers.vtep_mac(cross.vni, cluster.own.name)
-    if found.device is not None:
-        address = found.device.vxlan.local
-    else:
-        version = node_peers.underlay_version(cluster.inventory, cross)
-        address = node_peers.underlay_address(
-            cluster.own._replace(overlay_address=None), version, cross
-        )
-    backend = f"{cross.backend} vni={cross.vni} port={cross.port}"
-    return Announcement(mac, address, backend)

@@ -1,27 +1,29 @@
-"""Following a cluster: two threads beside those that serve calls.
+"""Following a cluster: three threads beside those that serve calls.
 
-One listens to the source, whatever that takes. The other brings about what was heard, tells the
-cluster how this node does, and tries again what failed. Calls wait for neither.
+One listens to the source, whatever that takes. One brings about what was heard, and again what
+failed or what somebody has undone. One tells the cluster how this node does (`telling`). They wait
+for each other as little as calls wait for them.
 
-Bursts are gathered, and after a long turn the next waits, so that a large cluster in motion costs
-a share of a processor and not all of it.
+Bursts are gathered, and after a turn the next waits, so that a large cluster in motion costs a
+share of a processor and of the disk, and not all of it.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from logging import INFO, WARNING, Logger
 from queue import Empty, SimpleQueue
 from threading import Thread
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 
 from cni_plugin.agent.clusternode import ClusterNode, Outcome, Place
+from cni_plugin.agent.clusterstate import AWAY, HEARD, STARTING, About, ClusterState, Notice
+from cni_plugin.agent.telling import Teller, Wanted
 from cni_plugin.fabric import Memory
 from cni_plugin.membership import Membership, Refusal
-from cni_plugin.sources import Away, Change, Listed, Readiness, Source, SourceError
+from cni_plugin.sources import Away, Change, Listed, Readiness, Source
 from cni_plugin.spec import CniError
 
 FOLLOWING, COORDINATING = "cluster", "coordination"
@@ -29,9 +31,10 @@ _GATHER_S = 0.05
 _TICK_S = 5.0  # the MTU of the paths may have changed: nobody tells this thread
 _WHOLE_S = 30.0
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 30.0
-_REPORTS = 10  # a turn; the rest waits for the next
+_FILES_S = 1.0  # somebody may have changed what this node wrote, or what it goes by
 _SHARE = 3.0  # a turn of t seconds is followed by a pause of this times t, at most
 _LONGEST_PAUSE_S = 2.0
+_LINE_S = 60e-6  # for each line of the inventory: in a storm that is written at 2 MB/s, and no more
 
 
 def _end_process() -> None:
@@ -49,9 +52,11 @@ class Coordination:
         memory: Memory,
         logger: Logger,
         failed: Callable[[], None] = _end_process,
+        about: Callable[[], About] = About,
     ) -> None:
         """`failed` is called when a mistake of ours has ended one of the threads: an agent that
-        no longer follows must not look like one that does."""
+        no longer follows must not look like one that does. `about` says at any time, and at once,
+        which cluster it is."""
         self._source = source
         self._failed = failed
         self._name = place.name
@@ -63,27 +68,35 @@ class Coordination:
         self._outcome: Outcome | None = None
         self._readiness: Readiness | None = None
         self._refusals: frozenset[Refusal] = frozenset()
-        self._reported: frozenset[Refusal] = frozenset()
-        self._listed = self._away = False
-        self._failure = ""
+        self._teller = Teller(source, logger, failed)
+        self._files: object = None
+        self._about = about
+        self._notice: Notice | None = None
+        self._state, self._reason, self._since = STARTING, "", int(time())
+        self._listed = False
         self._retry_s = 0.0
         self._epoch, self._brought_about_at = -1, 0.0
         self._threads: list[Thread] = []
 
     def start(self) -> None:
         """From now on the cluster is followed."""
+        self._notice = Notice(self._logger)
+        self._teller.start()
         for name, run in ((FOLLOWING, self._follow), (COORDINATING, self._run)):
             thread = Thread(target=run, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
 
     def stop(self) -> None:
-        """Return when both threads have ended; what has begun is finished."""
+        """Return when the threads have ended; what has begun is finished."""
         self._source.stop()
         self._heard.put(None)
         for thread in self._threads:
             thread.join()
         self._threads.clear()
+        self._teller.stop()
+        if self._notice is not None:
+            self._notice.withdraw()
 
     def _follow(self) -> None:
         try:
@@ -94,9 +107,10 @@ class Coordination:
 
     def _run(self) -> None:
         try:
+            self._note()
             self._resume()
             while self._turn():
-                pass
+                self._note()
         except Exception:
             self._logger.exception("the cluster is no longer heeded")
             self._failed()
@@ -122,19 +136,25 @@ class Coordination:
             self._bring_about(begun)
         self._tell()
         took = monotonic() - begun
-        sleep(min(took * _SHARE, _LONGEST_PAUSE_S))
+        pause = max(took * _SHARE, len(self._members.nodes()) * _LINE_S)
+        sleep(min(pause, _LONGEST_PAUSE_S))
         return True
 
     def _gather(self, seconds: float) -> list[Change] | None:
-        """What comes within so many seconds, and shortly after; None at the end."""
+        """What comes within so many seconds, and shortly after; None at the end. Files that have
+        changed end the wait as well."""
         heard: list[Change | None] = []
-        try:
-            heard.append(self._heard.get(timeout=seconds))
-            sleep(_GATHER_S)
-            while True:
-                heard.append(self._heard.get_nowait())
-        except Empty:
-            pass
+        until = monotonic() + seconds
+        while not heard:
+            try:
+                left = max(0.0, until - monotonic())
+                heard.append(self._heard.get(timeout=min(left, _FILES_S)))
+                sleep(_GATHER_S)
+                while True:
+                    heard.append(self._heard.get_nowait())
+            except Empty:
+                if heard or monotonic() >= until or self._files_changed():
+                    break
         changes = [change for change in heard if change is not None]
         return changes if len(changes) == len(heard) else None
 
@@ -142,18 +162,28 @@ class Coordination:
         """Whether something is to be done about it."""
         if isinstance(change, Away):
             self._logger.warning("the cluster is away", extra={"fields": {"why": change.reason}})
-            self._away = True
+            self._enter(AWAY, change.reason)
             return False
-        if self._away:
-            self._away = False
-            self._logger.info("the cluster is back")
+        if self._state != HEARD:
+            if self._state == AWAY:
+                self._logger.info("the cluster is back")
+            self._enter(HEARD)
         self._listed = self._listed or isinstance(change, Listed)
         return self._members.apply(change) or isinstance(change, Listed)
 
+    def _enter(self, state: str, reason: str = "") -> None:
+        if state != self._state:
+            self._state, self._since = state, int(time())
+        self._reason = reason
+
+    def _files_changed(self) -> bool:
+        return self._listed and self._node.files() != self._files
+
     def _is_due(self, now: float) -> bool:
-        """After a failure, when links have changed, and now and then anyway."""
+        """After a failure, when links or files have changed, and now and then anyway."""
         return bool(
             self._retry_s
+            or self._files_changed()
             or self._memory.epoch != self._epoch
             or not self._node.is_settled
             or now - self._brought_about_at > _WHOLE_S
@@ -161,6 +191,7 @@ class Coordination:
 
     def _bring_about(self, now: float) -> None:
         self._epoch, self._brought_about_at = self._memory.epoch, now
+        self._files = self._node.files()  # what is written from here on is looked at once more
         self._outcome = outcome = self._node.bring_about(self._members)
         refusals = frozenset(self._node.refusals)
         for refusal in sorted(refusals - self._refusals):
@@ -171,48 +202,37 @@ class Coordination:
             level = INFO if outcome.readiness.ready else WARNING
             self._logger.log(level, "node", extra={"fields": outcome.readiness._asdict()})
 
-    # --- telling --------------------------------------------------------------------------------
-
     def _tell(self) -> None:
-        """Tell the cluster what is not known to have been told; try again later what fails."""
-        failure = next(filter(None, map(_attempt, self._to_tell())), "")  # each may take a while
-        if failure and failure != self._failure:
-            self._logger.warning("can't tell the cluster", extra={"fields": {"why": failure}})
-        self._failure = failure
-        ready = self._outcome is not None and self._outcome.readiness.ready
-        if ready and not failure:
+        """Have the cluster told, and look again before long while pods can't come."""
+        if self._outcome is not None:
+            ours = frozenset(filter(self._is_ours, self._node.refusals))
+            self._teller.tell(Wanted(self._outcome.announcement, self._outcome.readiness, ours))
+        if self._outcome is not None and self._outcome.readiness.ready:
             self._retry_s = 0.0
         else:
             self._retry_s = min(max(2 * self._retry_s, _FIRST_RETRY_S), _LONGEST_RETRY_S)
-
-    def _to_tell(self) -> Iterator[Callable[[], None]]:
-        if self._outcome is None:
-            return
-        if self._outcome.announcement is not None:
-            yield partial(self._source.announce, self._outcome.announcement)
-        yield partial(self._source.say_ready, self._outcome.readiness)
-        wanted = frozenset(r for r in self._node.refusals if self._is_ours(r))
-        for refusal in sorted(wanted - self._reported)[:_REPORTS]:
-            yield partial(self._report, refusal)
-        self._reported &= wanted  # one that comes again is told again
 
     def _is_ours(self, refusal: Refusal) -> bool:
         """Whether this node is to report it: as the refused one or the holder; without a holder as
         the first of all by name, since the refused node may have no agent."""
         if self._name in (refusal.name, refusal.holder):
             return True
-        first = min((node.name for node in self._members.nodes()), default="")
+        first = self._members.first()
         return not refusal.holder and self._name == first
 
-    def _report(self, refusal: Refusal) -> None:
-        self._source.report(refusal.name, refusal.reason, refusal.message)
-        self._reported |= {refusal}
-
-
-def _attempt(step: Callable[[], None]) -> str:
-    """Why it failed, "" when it did not."""
-    try:
-        step()
-    except SourceError as e:
-        return str(e)
-    return ""
+    def _note(self) -> None:
+        """Let this node's people know how it stands."""
+        if self._notice is not None:
+            refused = tuple(sorted(self._refusals))
+            self._notice.show(
+                ClusterState(
+                    self._about(),
+                    self._name,
+                    self._state,
+                    self._since,
+                    self._reason,
+                    self._readiness,
+                    refused,
+                    self._teller.failure,
+                )
+            )

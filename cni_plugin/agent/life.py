@@ -14,14 +14,18 @@ from cni_plugin.kernel import conntrack, shaping  # noqa: F401  likewise: only s
 from cni_plugin.spec import CniError, Code
 from cni_plugin.version import VERSION
 
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+
 
 def live(listener: Listener, logger: Logger, options: Options) -> None:
     """Serve until SIGTERM or SIGINT arrives, or the idle time is over; call in the main thread."""
     about = {"socket": listener.path, "pid": os.getpid(), "version": VERSION}
     server = Server(listener, logger, options)
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _ENDING:
             signal.signal(number, lambda received, frame: server.stop())
+        # As the first process of a container it was started with these held (launcher/port/main.c).
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         server.start()
         try:
             readiness.announce(listener.path, os.environ)

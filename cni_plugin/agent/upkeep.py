@@ -21,7 +21,9 @@ from time import monotonic
 
 from cni_plugin import upkeep
 from cni_plugin.agent import mtus, ports
+from cni_plugin.agent.joining import Joining
 from cni_plugin.agent.peers import SharedPeers
+from cni_plugin.agent.rulesteps import RuleSteps
 from cni_plugin.agent.schedule import PERIOD, Schedule
 from cni_plugin.fabric import Fabric, Memory
 from cni_plugin.kernel.netlink import RouteSocket
@@ -33,6 +35,7 @@ from cni_plugin.spec import CniError
 THREAD = "upkeep"
 _FILES_S = 1.0
 _GATHER_S = 0.02  # each wake-up in the midst of an ADD makes that wait for Python's lock
+_STEPS_S = 25.0  # shorter than the period, and rarely where links are never quiet
 _NAMED = 4  # reasons of a look that are named one by one
 _RULES = "nftables changed"
 _INVENTORY = "an inventory changed"
@@ -48,6 +51,8 @@ class Upkeep:
         self._files: tuple[object, ...] = ()
         self._mtus = mtus.Mtus(logger)
         self._peers: SharedPeers | None = None
+        self._joining, self._rule_steps = Joining(), RuleSteps()
+        self._looked_again_at = 0.0
         self._unreached: list[Exception] = []  # what failed on the way to the peers
         self._offload = ""
         self._bell, self._ring = -1, -1
@@ -70,6 +75,8 @@ class Upkeep:
             self._peers = SharedPeers(self._memory, routes)
             self._memory.keep_peers = self._peers.keep
             self._memory.survey = self._peers.survey
+            self._memory.join = self._joining.join
+            self._memory.work_out = self._rule_steps.work_out
             thread.start()
             undo.pop_all()
         self._thread = thread
@@ -92,6 +99,7 @@ class Upkeep:
         finally:
             self._memory.watched = False
             self._memory.keep_peers = self._memory.survey = None
+            self._memory.join = self._memory.work_out = None
             if self._peers is not None:
                 self._peers.close()
             routes.close()
@@ -191,6 +199,9 @@ class Upkeep:
             paths.attempt(partial(self._keep_peers, fabric, record, reasons))
         if records and reasons != (PERIOD,):  # the kernel tells when a link's or a route's changes
             paths.attempt(partial(self._mtus.look, fabric, records[0]))
+        if monotonic() - self._looked_again_at > _STEPS_S:
+            self._looked_again_at = monotonic()
+            paths.attempt(partial(self._look_again, fabric))
         found.done += paths.done
         self._unreached = paths.failures  # a look at rules alone says nothing of these
 
@@ -203,6 +214,15 @@ class Upkeep:
         changes = self._peers.keep(fabric, record, whole=reasons != (_INVENTORY,))
         self._tell_offload(self._peers.offload)
         return upkeep.words(changes)
+
+    def _look_again(self, fabric: Fabric) -> list[str]:
+        """Whether what followed step by step is what all of it says: nobody else would find out."""
+        wrong = self._joining.look_again(fabric.route_socket)
+        wrong += self._rule_steps.look_again(fabric)
+        if wrong:
+            self._memory.joined.clear()
+            self._memory.happened()
+        return wrong
 
     def _tell_offload(self, reason: str) -> None:
         """Once, when the checksums of the overlay are not left to the network card."""

@@ -93,11 +93,16 @@ def refuse_unusable(
 
 
 def _create(route_socket: RouteSocket, bridge: Bridge, undo: ExitStack) -> bool:
-    """Make the bridge; False when somebody who does not know our lock was faster."""
+    """Make the bridge; False when somebody who does not know our lock was faster.
+
+    Filtered: kube-proxy leads a pod that calls a Service to an endpoint which may be on the same
+    bridge, and the endpoint's answer has to be led back on its way to that pod.
+    """
     mac = bytearray(os.urandom(6))
     mac[0] = (mac[0] & 0xFC) | 0x02  # locally administered, unicast
+    create = messages.create_bridge(bridge.name, mac.hex(":"), bridge.mtu, filtered=True)
     try:
-        route_socket.batch([messages.create_bridge(bridge.name, mac.hex(":"), bridge.mtu)])
+        route_socket.batch([create])
     except KernelError as e:
         if e.errno != errnos.EEXIST:
             undo.callback(_remove_unused, route_socket, bridge.name)  # the reply may be lost

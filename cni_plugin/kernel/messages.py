@@ -73,12 +73,21 @@ def dump_links(kind: str = "", master: int = 0) -> Message:
     return _message(ifinfmsg, {"attrs": attrs}, RTM_GETLINK, DUMP, "list links")
 
 
-def create_bridge(name: str, mac: str, mtu: int) -> Message:
-    """The bridge, down. A MAC address that is set does not follow the ports."""
+def create_bridge(name: str, mac: str, mtu: int, filtered: bool = False) -> Message:
+    """The bridge, down. A MAC address that is set does not follow the ports.
+
+    `filtered`: what it forwards passes the packet filter of IP, whatever the node's sysctl
+    bridge-nf-call-iptables says. Without the module br_netfilter the kernel takes the wish, and
+    nothing comes of it.
+    """
+    kind: list[tuple[str, Any]] = [("IFLA_INFO_KIND", "bridge")]
+    if filtered:
+        data = [("IFLA_BR_NF_CALL_IPTABLES", 1), ("IFLA_BR_NF_CALL_IP6TABLES", 1)]
+        kind.append(("IFLA_INFO_DATA", {"attrs": data}))
     attrs: list[tuple[str, Any]] = [
         ("IFLA_IFNAME", name),
         ("IFLA_ADDRESS", mac),
-        ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge")]}),
+        ("IFLA_LINKINFO", {"attrs": kind}),
     ]
     if mtu:
         attrs.append(("IFLA_MTU", mtu))
@@ -248,12 +257,6 @@ def add_route(
 def add_device_route(dst: IPNetwork, index: int) -> Message:
     """A route straight to a link: the node's way to a routed pod."""
     return add_route(Route(dst, scope=SCOPE_LINK), index, ROUTE_PROTOCOL)
-
-
-def delete_route(route: Route, index: int = 0, protocol: int = 0) -> Message:
-    """The route with this destination, gateway and protocol; another's is left alone."""
-    value = _route(route, index, protocol)
-    return _message(rtmsg, value, RTM_DELROUTE, CHANGE, f"remove route to {route.dst}")
 
 
 def dump_routes(version: int, protocol: int = 0, index: int = 0, table: int = 0) -> Message:

@@ -5,7 +5,7 @@ Pure. What stands here is shown in nft's language, with the reasons, in docs/dat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from sys import byteorder
 
 from cni_plugin import ruleset
@@ -19,7 +19,7 @@ _PREROUTING, _INPUT, _FORWARD, _OUTPUT, _POSTROUTING = 0, 1, 2, 3, 4  # NF_INET_
 _RAW, _BEHIND_DSTNAT, _FILTER, _BEHIND_SRCNAT = -300, -95, 0, 105
 # nft's numbers of types, which the kernel stores for it (nftables, include/datatype.h).
 _ADDRESS = {4: 7, 6: 8}
-_ADDRESS_BYTES = {4: 4, 6: 16}
+ADDRESS_BYTES = {4: 4, 6: 16}
 _INET_PROTO, _INET_SERVICE, _IFNAME = 12, 13, 41
 _IFNAME_BYTES = 16
 # NFTNL_UDATA_SET_KEYBYTEORDER (libnftnl): without it nft shows a link's name as an empty one.
@@ -68,10 +68,10 @@ def _sets(family: FamilyRules) -> Iterator[SetLayout]:
         yield _addresses(version, ruleset.PODS, family.pods)
         port = _type(_INET_PROTO, _INET_SERVICE), 8
         own_port = _type(_ADDRESS[version], *(_INET_PROTO, _INET_SERVICE))
-        target = _type(_ADDRESS[version], _INET_SERVICE), _ADDRESS_BYTES[version] + 4
+        target = _type(_ADDRESS[version], _INET_SERVICE), ADDRESS_BYTES[version] + 4
         yield SetLayout(ruleset.UNMASKED_PORTS, _set(*port), None)
         yield SetLayout(ruleset.HOST_PORTS, _map(*port, *target), None)
-        key = own_port, _ADDRESS_BYTES[version] + 8
+        key = own_port, ADDRESS_BYTES[version] + 8
         yield SetLayout(ruleset.HOST_PORTS_IP, _map(*key, *target), None)
     if family.closed:
         once = tuple(Element(_link(name)) for name in family.closed)
@@ -84,7 +84,7 @@ def _sets(family: FamilyRules) -> Iterator[SetLayout]:
 
 def _overlay_sets(family: FamilyRules) -> Iterator[SetLayout]:
     """A rule names what is there once: a look into a set costs each packet more."""
-    size = _ADDRESS_BYTES[family.version]
+    size = ADDRESS_BYTES[family.version]
     nodes = tuple(Element(number.to_bytes(size, "big")) for number in family.nodes)
     yield SetLayout(ruleset.NODES, _set(_ADDRESS[family.version], size), nodes)
     if len(family.overlay_ports) > 1:
@@ -120,12 +120,13 @@ def _map(key_type: int, key_bytes: int, data_type: int, data_bytes: int) -> dict
 
 
 def _addresses(version: int, name: str, ranges: tuple[Range, ...]) -> SetLayout:
-    attributes = _set(_ADDRESS[version], _ADDRESS_BYTES[version], _INTERVAL)
-    return SetLayout(name, attributes, tuple(_intervals(version, ranges)))
+    attributes = _set(_ADDRESS[version], ADDRESS_BYTES[version], _INTERVAL)
+    return SetLayout(name, attributes, tuple(intervals(version, ranges)))
 
 
-def _intervals(version: int, ranges: tuple[Range, ...]) -> Iterator[Element]:
-    size = _ADDRESS_BYTES[version]
+def intervals(version: int, ranges: Iterable[Range]) -> Iterator[Element]:
+    """The elements of a set of addresses: where each range begins, and what comes behind it."""
+    size = ADDRESS_BYTES[version]
     for first, last in ranges:
         yield Element(first.to_bytes(size, "big"))
         if (last + 1) >> 8 * size == 0:  # else it is open: to the last address
@@ -235,7 +236,7 @@ def _to_own(family: FamilyRules) -> Iterator[Expression]:
 
 
 def _own_address(family: FamilyRules) -> bytes:
-    return family.own[0].to_bytes(_ADDRESS_BYTES[family.version], "big")
+    return family.own[0].to_bytes(ADDRESS_BYTES[family.version], "big")
 
 
 def _from_node(family: FamilyRules, inside: bool = True) -> Iterator[Expression]:
@@ -265,7 +266,7 @@ def _host_port_rules(version: int, mark: int) -> Iterator[tuple[Expression, ...]
     yield ex.source(version), ex.in_set(ruleset.PODS), *masked
     if version == 4:
         yield ex.first_byte(is_source=True), ex.compare(_LOOPBACK), *masked
-    words = _ADDRESS_BYTES[version] // 4
+    words = ADDRESS_BYTES[version] // 4
     yield (
         ex.destination(version),
         ex.protocol(words),

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from cni_plugin import ruleset
+from cni_plugin.alike import same_ends
+from cni_plugin.kernel import nftlayout, nftsets, nftview
 from cni_plugin.kernel import nftmessages as nft
-from cni_plugin.kernel import nftsets, nftview
 from cni_plugin.kernel.messages import Message
 from cni_plugin.kernel.nftlayout import ChainLayout, SetLayout, TableLayout
 from cni_plugin.kernel.nftsets import Element
 from cni_plugin.kernel.nftview import ChainState, RuleState, TableState
-from cni_plugin.ruleset import TABLE
-from cni_plugin.typed import NamedTuple
+from cni_plugin.ruleset import TABLE, FamilyRules, NodeRules
+from cni_plugin.typed import Any, NamedTuple
 
 _INTERVALS = (ruleset.MASQUERADE, ruleset.DIRECT, ruleset.PODS)
 _CHAINS = (  # those that jump before those that they jump to
@@ -107,7 +108,12 @@ def _set_repairs(wanted: TableLayout, seen: TableState) -> Iterator[Repair]:
         elif layout.elements is not None:
             messages = _element_changes(version, layout, set(seen.elements[layout.name]))
             if messages:
-                yield Repair(f"{which} has other elements than it should", messages)
+                yield Repair(_other_elements(layout.name, version), messages)
+
+
+def _other_elements(name: str, version: int) -> str:
+    which = f"the set {name} of the nftables table {_name(version)}"
+    return f"{which} has other elements than it should"
 
 
 def _element_changes(version: int, layout: SetLayout, seen: set[Element]) -> tuple[Message, ...]:
@@ -137,6 +143,65 @@ def _runs(elements: set[Element]) -> list[Element] | None:
     if len(ordered) % 2 or any(first.end or not last.end for first, last in pairs):
         return None
     return ordered
+
+
+# --- sets that are known ------------------------------------------------------------------------
+
+
+def address_changes(former: NodeRules, rules: NodeRules) -> list[Repair] | None:
+    """What turns a ruleset that holds the former rules into one that holds these; None where more
+    than sets of addresses differs, or that takes a look at the kernel's."""
+    if (former.accept, former.mark) != (rules.accept, rules.mark):
+        return None
+    if len(former.families) != len(rules.families):
+        return None
+    found: list[Repair] = []
+    for was, family in zip(former.families, rules.families, strict=True):
+        if was._replace(direct=family.direct, nodes=family.nodes) != family:
+            return None
+        if bool(was.nodes) != bool(family.nodes) or bool(was.direct) != bool(family.direct):
+            return None
+        changes = (
+            (ruleset.DIRECT, _range_changes(was, family)),
+            (ruleset.NODES, _node_changes(was, family)),
+        )
+        for name, messages in changes:
+            if messages is None:
+                return None
+            if messages:
+                found.append(Repair(_other_elements(name, family.version), messages))
+    return found
+
+
+def _range_changes(was: FamilyRules, family: FamilyRules) -> tuple[Message, ...] | None:
+    """None for ranges up to the last address of all, whose ends the set does not hold."""
+    gone, new = _difference(was.direct, family.direct)
+    version, size = family.version, nftlayout.ADDRESS_BYTES[family.version]
+    if any((last + 1) >> 8 * size for _, last in (*gone, *new)):
+        return None
+    return (
+        *nftsets.delete_elements(
+            version, TABLE, ruleset.DIRECT, [*nftlayout.intervals(version, gone)]
+        ),
+        *nftsets.add_elements(version, TABLE, ruleset.DIRECT, [*nftlayout.intervals(version, new)]),
+    )
+
+
+def _node_changes(was: FamilyRules, family: FamilyRules) -> tuple[Message, ...]:
+    gone, new = _difference(was.nodes, family.nodes)
+    version, size = family.version, nftlayout.ADDRESS_BYTES[family.version]
+    elements = [[Element(number.to_bytes(size, "big")) for number in each] for each in (gone, new)]
+    return (
+        *nftsets.delete_elements(version, TABLE, ruleset.NODES, elements[0]),
+        *nftsets.add_elements(version, TABLE, ruleset.NODES, elements[1]),
+    )
+
+
+def _difference(was: tuple[Any, ...], now: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
+    """What only the one and only the other has of two that are sorted: most is the same."""
+    begin, end = same_ends(was, now)
+    gone, new = set(was[begin : len(was) - end]), set(now[begin : len(now) - end])
+    return sorted(gone - new), sorted(new - gone)
 
 
 # --- chains -----------------------------------------------------------------------------------

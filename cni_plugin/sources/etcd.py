@@ -3,8 +3,9 @@
 Every node holds its subnets by a lease, and says there how it is reached; all of them watch each
 other's keys. See docs/etcd.md for the keys, and ADR 13 for the reasons.
 
-Two threads: `follow`'s own, which reads, claims and tells, and one that renews the lease. What
-that one finds wrong it leaves to the other, by breaking off its watch.
+Two threads: `follow`'s own, which reads, claims and tells, and one that renews the lease and asks
+the member that the watch comes from whether it is alive: TCP says only that its host is. What that
+one finds wrong it leaves to the other, by breaking off its watch.
 """
 
 from __future__ import annotations
@@ -13,13 +14,23 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from logging import Logger, getLogger
+from math import inf
 from threading import Event, Lock, Thread
 from typing import Any
 
 from cni_plugin.fields import invalid
-from cni_plugin.sources import Announcement, Away, Change, Listed, Member, Readiness, SourceError
+from cni_plugin.sources import (
+    Announcement,
+    Away,
+    Change,
+    Listed,
+    Member,
+    Readiness,
+    SourceError,
+    ownends,
+)
 from cni_plugin.sources.etcd_claims import NoSubnetError
-from cni_plugin.sources.etcd_gateway import Gateway, Watch
+from cni_plugin.sources.etcd_gateway import Gateway
 from cni_plugin.sources.etcd_layout import Network
 from cni_plugin.sources.etcd_lease import SubnetLease
 from cni_plugin.sources.etcd_members import Members
@@ -31,11 +42,13 @@ from cni_plugin.sources.etcd_messages import (
     Write,
 )
 from cni_plugin.sources.etcd_options import PODWIRE, EtcdOptions
+from cni_plugin.sources.etcd_watch import Watch
 from cni_plugin.spec import CniError, Code
 
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds, from one attempt to the next
 _START_SECONDS = 2.0  # for each endpoint: an agent that starts does not wait long
 _SHORT = 1.0  # seconds: a watch that breaks sooner is not tried again at once
+_PULSE = 20.0  # seconds, from one look at the watch's member to the next
 _RENEWAL_PAUSE = 5.0  # seconds, at most, after a renewal that failed
 
 Tell = Callable[[Change], None]
@@ -65,6 +78,12 @@ class EtcdSource:
         self._watch: Watch | None = None
         self._look_again = False
         self._failures = 0  # since the last list; of `follow`'s thread
+
+    @property
+    def lease_until(self) -> float:
+        """When this node's subnets would be free if etcd heard nothing any more, in seconds since
+        1970; 0 without a lease."""
+        return self._lease.until
 
     # --- the network ----------------------------------------------------------------------------
 
@@ -129,18 +148,22 @@ class EtcdSource:
     # --- following ------------------------------------------------------------------------------
 
     def follow(self, tell: Tell) -> None:
-        renewing = Thread(target=self._renew, name="etcd-lease", daemon=True)
+        renewing = Thread(target=self._look_after, name="etcd-lease", daemon=True)
         renewing.start()
         try:
-            while not self._ended.is_set():
-                try:
-                    self._follow_once(tell)
-                except EtcdError as e:
-                    if not self._ended.is_set():
-                        self._failed(str(e), tell)
+            with ownends.heeded(self._gateway.lose, self._log):
+                self._follow(tell)
         finally:
             self.stop()
             renewing.join()
+
+    def _follow(self, tell: Tell) -> None:
+        while not self._ended.is_set():
+            try:
+                self._follow_once(tell)
+            except EtcdError as e:
+                if not self._ended.is_set():
+                    self._failed(str(e), tell)
 
     def _failed(self, reason: str, tell: Tell) -> None:
         """Tell it the first time, and wait."""
@@ -183,9 +206,10 @@ class EtcdSource:
     def _watch_from(self, revision: int, members: Members, lacking: bool, tell: Tell) -> None:
         """Returns when all has to be looked at anew; raises EtcdError."""
         while not self._ended.is_set():
-            began = time.monotonic()
+            opened = inf
             try:
                 with self._gateway.watch(self._layout.subnets, revision) as watch:
+                    opened = time.monotonic()
                     if not self._attend(watch):
                         return
                     for seen, events in watch.batches(revision):
@@ -203,7 +227,7 @@ class EtcdSource:
             except UnreachableError as e:
                 if self._ended.is_set() or self._has_to_look():
                     return
-                if time.monotonic() - began < _SHORT:
+                if time.monotonic() - opened < _SHORT:
                     raise
                 # It may be the end of one of several endpoints: then nobody need hear of it.
                 self._log.info("the watch goes on elsewhere: %s", e)
@@ -226,22 +250,40 @@ class EtcdSource:
             if self._watch is not None:
                 self._watch.break_off()
 
-    # --- the lease ------------------------------------------------------------------------------
+    # --- the lease, and the watch ---------------------------------------------------------------
 
-    def _renew(self) -> None:
+    def _look_after(self) -> None:
+        now = time.monotonic()
+        renewal, pulse = now + self._lease.renewal, now + _PULSE
+        while not self._ended.wait(max(0.0, min(renewal, pulse) - time.monotonic())):
+            if time.monotonic() >= renewal:
+                pause = self._renew()
+                renewal = time.monotonic() + pause
+            if time.monotonic() >= pulse:
+                self._feel_pulse()
+                pulse = time.monotonic() + _PULSE
+
+    def _renew(self) -> float:
+        """The seconds to the next time."""
         pause = self._lease.renewal
-        while not self._ended.wait(pause):
-            pause = self._lease.renewal
-            try:
-                if self._lease.renew():
-                    continue
-                self._log.warning("the lease of this node's subnet is gone")
-            except EtcdError as e:
-                if self._ended.is_set():
-                    return
-                self._log.warning("the lease of this node's subnet was not renewed: %s", e)
-                pause = min(pause, _RENEWAL_PAUSE)
-            self._break_off()
+        try:
+            if self._lease.renew():
+                return pause
+            self._log.warning("the lease of this node's subnet is gone")
+        except EtcdError as e:
+            if self._ended.is_set():
+                return pause
+            self._log.warning("the lease of this node's subnet was not renewed: %s", e)
+            pause = min(pause, _RENEWAL_PAUSE)
+        self._break_off()
+        return pause
+
+    def _feel_pulse(self) -> None:
+        """Where the watch's member does not answer, another has to be found."""
+        with self._lock:
+            watch = self._watch
+        if watch is not None and not watch.lives():
+            watch.break_off()
 
     def stop(self) -> None:
         self._ended.set()

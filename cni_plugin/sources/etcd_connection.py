@@ -16,7 +16,17 @@ import ssl
 from threading import Lock
 from typing import Any
 
-_IDLE, _INTERVAL, _PROBES = 30, 10, 3  # seconds, seconds, count: a dead host is seen in a minute
+from cni_plugin.sources import ownends
+
+_OPTIONS = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    # A host that is dead is noticed in half a minute.
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),  # seconds
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),  # ms
+)
 
 
 class Open:
@@ -59,6 +69,12 @@ class Open:
             if sock in self._sockets:
                 _shut(sock)
 
+    def lose(self, address: str) -> None:
+        """Break off those that come from this address, which the node has no more."""
+        with self._lock:
+            for sock in ownends.of(address, self._sockets):
+                _shut(sock)
+
     def close(self) -> None:
         """Break off all, now and from now on."""
         with self._lock:
@@ -84,6 +100,7 @@ class Connection(http.client.HTTPConnection):
         super().__init__(host, port, timeout=timeout)
         self._tls = tls
         self._opened = opened
+        self.tls = tls is not None
         self.sock: socket.socket | None = None
 
     def connect(self) -> None:
@@ -106,11 +123,8 @@ class Connection(http.client.HTTPConnection):
 
     def _establish(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
         sock.settimeout(self.timeout)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _INTERVAL)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+        for option in _OPTIONS:
+            sock.setsockopt(*option)
         sock.connect(address)
         if self._tls is not None:
             wrapped = self._tls.wrap_socket(

@@ -12,24 +12,23 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from cni_plugin.sources import etcd_messages as messages
 from cni_plugin.sources.etcd_connection import Connection, Open
 from cni_plugin.sources.etcd_messages import (
-    CompactedError,
     Endpoint,
     EtcdError,
-    Event,
     KeyValue,
     Snapshot,
     UnreachableError,
     Write,
 )
+from cni_plugin.sources.etcd_watch import Watch, reason
 
 REQUEST_SECONDS = 10.0
 _WATCH_SECONDS = 900.0  # etcd says every ten minutes that there is nothing new
@@ -44,52 +43,6 @@ class Login(NamedTuple):
 
     user: str
     password: Callable[[], str]
-
-
-class Watch:
-    """Events as they come. Only one thread reads; any may break it off."""
-
-    def __init__(self, made: Connection, response: http.client.HTTPResponse, opened: Open) -> None:
-        self._socket = made.sock
-        self._response = response
-        self._opened = opened
-
-    def break_off(self) -> None:
-        """The reader gets UnreachableError, now or at its next read."""
-        if self._socket is not None:
-            self._opened.shut(self._socket)
-
-    def batches(self, revision: int) -> Iterator[tuple[int, tuple[Event, ...]]]:
-        """The revision that was seen, and what came with it; what came after `revision`.
-
-        Raises CompactedError, UnreachableError when the connection went, EtcdError.
-        """
-        while True:
-            answer = self._next()
-            header = messages.whole(messages.child(answer, "header"), "revision")
-            if answer.get("canceled"):
-                raise messages.cancelled(answer)
-            if answer.get("created") and header < revision:  # another etcd, or one restored
-                raise CompactedError(f"etcd is at revision {header}, which is before {revision}")
-            events = messages.events(answer)
-            # The header's is etcd's own, and may be ahead of what this watch has got.
-            if events:
-                revision = events[-1].kv.mod_revision
-            elif not answer.get("created"):
-                revision = max(revision, header)
-            yield revision, events
-
-    def _next(self) -> dict[str, Any]:
-        try:
-            line = self._response.readline()
-        except (OSError, http.client.HTTPException, ValueError) as e:
-            raise UnreachableError(f"the watch broke: {_reason(e)}") from e
-        if not line:
-            raise UnreachableError("etcd ended the watch")
-        answer = messages.decoded(line)
-        if "error" in answer:
-            raise messages.refusal(messages.child(answer, "error"))
-        return messages.child(answer, "result")
 
 
 class Gateway:
@@ -113,6 +66,10 @@ class Gateway:
     def close(self) -> None:
         """Break off everything, of all threads; nothing works afterwards."""
         self._opened.close()
+
+    def lose(self, address: str) -> None:
+        """Break off what comes from this address of the node's; any thread may call it."""
+        self._opened.lose(address)
 
     # --- what it is asked -------------------------------------------------------------------
 
@@ -185,7 +142,24 @@ class Gateway:
         }
         body = {"create_request": create}
         with self._answered("/v3/watch", body, _WATCH_SECONDS) as (made, response):
-            yield Watch(made, response, self._opened)
+            lives = partial(self._lives, Endpoint(made.host, made.port, made.tls), prefix)
+            yield Watch(made, response, self._opened, lives)
+
+    def _lives(self, endpoint: Endpoint, prefix: str) -> bool:
+        """Whether this one says anything; what it has itself will do, whoever leads."""
+        body = {**messages.prefixed(prefix), "limit": 1, "serializable": True}
+        path, data = "/v3/kv/range", json.dumps(body).encode()
+        try:
+            made, response = self._ask_logged_in(endpoint, path, data, self._timeout)
+        except UnreachableError:
+            if endpoint == self._endpoints[self._first]:
+                self._first = (self._first + 1) % len(self._endpoints)
+            return False
+        except EtcdError:
+            return True
+        response.close()
+        made.close()
+        return True
 
     # --- how ----------------------------------------------------------------------------------
 
@@ -194,7 +168,7 @@ class Gateway:
             try:
                 return messages.decoded(response.read())
             except (OSError, http.client.HTTPException) as e:
-                raise UnreachableError(f"the answer was lost: {_reason(e)}") from e
+                raise UnreachableError(f"the answer was lost: {reason(e)}") from e
 
     @contextmanager
     def _answered(self, path: str, body: Mapping[str, Any], timeout: float) -> Iterator[_Answer]:
@@ -240,13 +214,13 @@ class Gateway:
         try:
             body = json.dumps({"name": login.user, "password": login.password()}).encode()
         except (OSError, ValueError) as e:
-            raise EtcdError(f"the password of {login.user} can't be read: {_reason(e)}") from e
+            raise EtcdError(f"the password of {login.user} can't be read: {reason(e)}") from e
         self._token = ""
         made, response = self._ask(endpoint, "/v3/auth/authenticate", body, self._timeout)
         try:
             token = messages.decoded(response.read()).get("token", "")
         except (OSError, http.client.HTTPException) as e:
-            raise UnreachableError(f"the answer was lost: {_reason(e)}") from e
+            raise UnreachableError(f"the answer was lost: {reason(e)}") from e
         finally:
             made.close()
         self._token = token if isinstance(token, str) else ""
@@ -272,15 +246,9 @@ class Gateway:
             answer = response.read()
         except (OSError, http.client.HTTPException) as e:
             made.close()
-            raise UnreachableError(_reason(e)) from e
+            raise UnreachableError(reason(e)) from e
         except BaseException:
             made.close()
             raise
         made.close()
         raise messages.refused(response.status, answer)
-
-
-def _reason(e: BaseException) -> str:
-    if isinstance(e, socket.gaierror):
-        return f"its name can't be resolved: {e.strerror}"
-    return (e.strerror if isinstance(e, OSError) and e.strerror else str(e)) or type(e).__name__

@@ -66,7 +66,14 @@ class SubnetLease:
         self._status: bytes | None = None
         self._said_ready: tuple[Readiness, Claim] | None = None
         self._lease = 0
+        self._until = 0.0
         self._claim: Claim | None = None
+
+    @property
+    def until(self) -> float:
+        """When the lease ends unless it is renewed, in seconds since 1970; 0 without one."""
+        claim = self._claim
+        return self._until if claim is not None and claim.lease else 0.0
 
     @property
     def claim(self) -> Claim | None:
@@ -124,10 +131,12 @@ class SubnetLease:
     def _live_lease(self, old: int) -> int:
         """A lease of our length: the one we hold, the one of an earlier life, or a new one."""
         for lease in dict.fromkeys((self._lease, old)):
-            if lease and self._gateway.keep(lease) == self._ttl:
+            if lease and self._keep(lease) == self._ttl:
                 self._lease = lease
                 return lease
+        asked = time.time()
         self._lease, granted = self._gateway.grant(self._ttl)
+        self._until = asked + granted
         if granted != self._ttl:
             self._log.warning("etcd gave a lease of %s s instead of %s s", granted, self._ttl)
             self._ttl = granted
@@ -187,7 +196,15 @@ class SubnetLease:
     def renew(self) -> bool:
         """Whether the lease is still there, or nothing is held that could be lost."""
         claim = self._claim
-        return claim is None or self._gateway.keep(claim.lease) > 0
+        return claim is None or self._keep(claim.lease) > 0
+
+    def _keep(self, lease: int) -> int:
+        """Renew it: how many seconds it has from now on, 0 for one that is no more."""
+        asked = time.time()
+        ttl = self._gateway.keep(lease)
+        if ttl:
+            self._until = asked + ttl
+        return ttl
 
     def is_lost(self, event: messages.Event) -> bool:
         """Whether another than this node made it, and it takes a subnet of this node's away.

@@ -20,7 +20,14 @@ from lightkube.core.resource import GlobalResource, GlobalSubResource
 from lightkube.resources import core_v1
 from lightkube.types import PatchType
 
-from cni_plugin.sources.kubeconnect import Transport, WatchEndedError, configuration, tls_context
+from cni_plugin.sources.kubeconnect import (
+    RefusedError,
+    TooLargeError,
+    Transport,
+    WatchEndedError,
+    configuration,
+    tls_context,
+)
 from cni_plugin.sources.kubenode import ANNOTATIONS, NETWORK_UNAVAILABLE, Condition, NodeFacts
 from cni_plugin.sources.kubetypes import Access, ApiFailure, Event
 
@@ -64,10 +71,6 @@ class _Status(msgspec.Struct):
     conditions: list[_Condition] = []
 
 
-class _Refusal(msgspec.Struct):
-    message: str
-
-
 class _Fields(msgspec.Struct):
     metadata: _Metadata = msgspec.field(default_factory=_Metadata)
     spec: _Spec = msgspec.field(default_factory=_Spec)
@@ -106,7 +109,7 @@ def _facts(node: _Fields) -> NodeFacts:
 
 
 class Api:
-    """One client of the API server; used by one thread, but for `interrupt`.
+    """One client of the API server; used by one thread, but for `interrupt` and `lose`.
 
     Each method raises ApiFailure.
     """
@@ -134,7 +137,8 @@ class Api:
             return found.resourceVersion
 
     def watch(self, version: str, opened: Callable[[], None]) -> Iterator[Event]:
-        """What happens to Nodes after `version`, until the server ends it, after some minutes."""
+        """What happens to Nodes after `version`, until the server ends it, after some minutes, or
+        has been silent for long."""
         seconds = random.randint(*_WATCH_SECONDS)  # noqa: S311 - to spread, not to hide
         self._transport.expect_watch(opened)
         try:
@@ -169,6 +173,10 @@ class Api:
         """Make `watch` end; any thread may call it."""
         self._transport.interrupt()
 
+    def lose(self, address: str) -> None:
+        """Break off what comes from this address of the node's; any thread may call it."""
+        self._transport.lose(address)
+
     def close(self) -> None:
         self._client.close()
 
@@ -177,13 +185,15 @@ class Api:
 def _failures(server: str) -> Iterator[None]:
     try:
         yield
-    except ApiError as e:
+    except RefusedError as e:
+        raise ApiFailure(f"{server}: {e}", gone=e.code == _GONE) from e
+    except ApiError as e:  # what a watch says in the place of an event
         status = e.status
-        reason = f"{server}: {status.message or status.reason} ({status.code})"
-        raise ApiFailure(reason, gone=status.code == _GONE) from e
-    except httpx2.HTTPStatusError as e:
-        code = e.response.status_code
-        raise ApiFailure(f"{server}: {_words(e.response)} ({code})", gone=code == _GONE) from e
+        code = f" ({status.code})" if status.code else ""
+        words = status.message or status.reason or "the watch ends with an error without a word"
+        raise ApiFailure(f"{server}: {words}{code}", gone=status.code == _GONE) from e
+    except TooLargeError as e:
+        raise ApiFailure(f"{server}: {e}") from e
     except (httpx2.HTTPError, httpx2.StreamError) as e:
         raise ApiFailure(f"{server}: {type(e).__name__}: {e}") from e
     except (ConfigError, OSError) as e:
@@ -196,12 +206,3 @@ def _failures(server: str) -> Iterator[None]:
         RecursionError,
     ) as e:
         raise ApiFailure(f"{server}: not what an API server says: {e}") from e
-
-
-def _words(response: httpx2.Response) -> str:
-    """Why a watch was refused: lightkube does not read that."""
-    try:
-        response.read()
-        return msgspec.json.decode(response.content, type=_Refusal).message
-    except (httpx2.HTTPError, httpx2.StreamError, msgspec.MsgspecError, UnicodeError):
-        return response.reason_phrase

@@ -2,8 +2,13 @@
 hang.
 
 - A connection that dies in silence is noticed: TCP asks after 15 s without a word whether the other
-  end is there and gives up after 30 s, and a watch that says nothing beyond the time that the
-  server was asked to end it after is given up as well.
+  end is there and gives up after 30 s. A server that hangs keeps its connections: a watch that has
+  said nothing for a while ends, and the next one is asked for, to which a server that lives agrees
+  at once. Among more than a few nodes there is news more often: kubelets' heartbeats.
+- One whose own address this node loses is broken off when the owner of the client says so (`lose`).
+- What an answer takes of memory has a bound.
+- A page of a list may take as long as the server itself allows: it comes late when many nodes start
+  at once, and who gives it up begins again with the first.
 - A ServiceAccount's token is read anew for each request: the kubelet replaces it.
 """
 
@@ -12,10 +17,10 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakSet
 
 import httpx2
@@ -27,9 +32,14 @@ from lightkube.config.models import Cluster, Context, User
 from lightkube.core.exceptions import ConfigError
 from yaml import YAMLError
 
+from cni_plugin.fields import invalid
+from cni_plugin.sources import ownends
 from cni_plugin.sources.kubetypes import Access
 
-_SPARE_SECONDS = 20.0  # beyond which a watch should have ended
+_LARGEST = 128 << 20  # bytes of a page, unpacked, or of a watch's line; 250 Nodes take 5 to 10 MB
+_LIST_SECONDS = 65.0  # for a page: the server itself gives a request up after 60 s
+_AGREEMENT_SECONDS = 30.0  # until a watch begins
+_SILENCE_SECONDS = 90.0  # of a watch
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
@@ -40,7 +50,50 @@ _KEEPALIVE = (
 
 
 class WatchEndedError(Exception):
-    """The server has ended the watch, and lightkube asks for the next one."""
+    """The server has ended the watch, and lightkube asks for the next one; or it was silent."""
+
+
+class RefusedError(Exception):
+    """The server has answered with an error, or with a redirect, which is not followed."""
+
+    def __init__(self, code: int, words: str) -> None:
+        super().__init__(f"{words} ({code})")
+        self.code = code
+
+
+class TooLargeError(Exception):
+    """There is no end to what the server says."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"an answer of more than {_LARGEST >> 20} MB; does the server heed limit=?"
+        )
+
+
+class _Status(msgspec.Struct):
+    message: str = ""
+    reason: str = ""
+
+
+class _Lines(httpx2.SyncByteStream):
+    """What a watch says: no line of it is without an end, and no silence too long."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self._inner = cast("httpx2.SyncByteStream", response.stream)
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        try:
+            for chunk in self._inner:
+                size = size + len(chunk) if b"\n" not in chunk else len(chunk)
+                if size > _LARGEST:
+                    raise TooLargeError
+                yield chunk
+        except httpx2.ReadTimeout:
+            raise WatchEndedError from None
+
+    def close(self) -> None:
+        self._inner.close()
 
 
 class Transport(httpx2.HTTPTransport):
@@ -67,17 +120,20 @@ class Transport(httpx2.HTTPTransport):
             with open(self._token_file, encoding="utf-8") as file:
                 request.headers["Authorization"] = f"Bearer {file.read().strip()}"
         request.extensions["trace"] = self._note_connection
+        timeout = request.extensions["timeout"]
         if "watch" not in request.url.params:
-            return super().handle_request(request)
+            if request.method == "GET":
+                timeout["read"] = _LIST_SECONDS
+            return _whole(_agreed(super().handle_request(request)))
         opened, self._opened = self._opened, None
         if opened is None:
             raise WatchEndedError
-        patience = float(request.url.params["timeoutSeconds"]) + _SPARE_SECONDS
-        request.extensions["timeout"]["read"] = patience
         request.url = request.url.copy_merge_params({"allowWatchBookmarks": "true"})
-        self._watch = super().handle_request(request)
-        if self._watch.status_code == httpx2.codes.OK:
-            opened()
+        timeout["read"] = _AGREEMENT_SECONDS  # lightkube has none for watches
+        self._watch = _agreed(super().handle_request(request))
+        self._watch.stream = _Lines(self._watch)
+        timeout["read"] = _SILENCE_SECONDS
+        opened()
         return self._watch
 
     def watch_is_over(self) -> None:
@@ -91,6 +147,12 @@ class Transport(httpx2.HTTPTransport):
         with self._lock:
             self._interrupted = True
             for connection in self._connections:
+                _shut(connection)
+
+    def lose(self, address: str) -> None:
+        """Break off the connections that come from this address; from any thread."""
+        with self._lock:
+            for connection in ownends.of(address, self._connections):
                 _shut(connection)
 
     def _note_connection(self, event: str, info: dict[str, Any]) -> None:
@@ -110,12 +172,56 @@ def _shut(connection: socket.socket) -> None:
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
+def _agreed(response: httpx2.Response) -> httpx2.Response:
+    """The same, if it is an answer to what was asked. Raises RefusedError."""
+    if response.is_success:
+        return response
+    whole = _whole(response)
+    code, words = whole.status_code, whole.reason_phrase or "an error without a word"
+    if whole.has_redirect_location:
+        words = f"{words}, to {whole.headers['Location']}, which is not followed"
+    with suppress(msgspec.MsgspecError, UnicodeError, RecursionError):  # then it is a proxy's
+        said = msgspec.json.decode(whole.content, type=_Status)
+        words = said.message or said.reason or words
+    raise RefusedError(code, words)
+
+
+def _whole(response: httpx2.Response) -> httpx2.Response:
+    """The same, read to its end. Raises TooLargeError."""
+    parts, size = [], 0
+    try:
+        for part in response.iter_bytes():
+            size += len(part)
+            if size > _LARGEST:
+                raise TooLargeError
+            parts.append(part)
+    finally:
+        response.close()
+    of_the_wire = ("content-encoding", "content-length", "transfer-encoding")
+    return httpx2.Response(
+        response.status_code,
+        headers=[(k, v) for k, v in response.headers.multi_items() if k not in of_the_wire],
+        content=b"".join(parts),
+        extensions=response.extensions,
+    )
+
+
 # --- how to get there -----------------------------------------------------------------------------
 
 
 class _Found(NamedTuple):
     config: SingleConfig
     token_file: str
+
+
+def refuse_wrong(kubeconfig: str, option: str) -> None:
+    """Raises CniError 7, naming the option, for a file that is no kubeconfig, or can't be read, or
+    names certificates that can't."""
+    try:
+        tls_context(configuration(Access(kubeconfig=kubeconfig)).config)
+    except (ConfigError, OSError) as e:
+        wanted = f"expected a kubeconfig that can be used ({e})"
+        raise invalid(option, kubeconfig, wanted) from e
 
 
 def configuration(access: Access) -> _Found:

@@ -18,11 +18,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging import Logger, getLogger
 from threading import Event as Flag
 from threading import Lock
 from typing import NamedTuple
 
-from cni_plugin.sources import Announcement, Change, Readiness, SourceError
+from cni_plugin.sources import Announcement, Change, Readiness, SourceError, ownends
 from cni_plugin.sources.kubenode import annotations_to_change, condition_to_write
 from cni_plugin.sources.kubetypes import SERVICE_ACCOUNT, Access, ApiFailure, NodeApi
 from cni_plugin.sources.kubeview import Own, View
@@ -62,7 +63,9 @@ class KubernetesSource:
         options: Options,
         connect: Callable[[], NodeApi] | None = None,
         now: Callable[[], float] = time.time,
+        logger: Logger | None = None,
     ) -> None:
+        self._log = logger or getLogger(__name__)
         self._node_name = options.node_name
         self._connect = connect or (lambda: _client(access(options)))
         self._now = now
@@ -77,7 +80,11 @@ class KubernetesSource:
 
     def follow(self, tell: Callable[[Change], None]) -> None:
         """See `Source`."""
-        view = View(tell, self._own)
+        with ownends.heeded(self._lose, self._log):
+            self._follow(View(tell, self._own))
+        self._following.drop()
+
+    def _follow(self, view: View) -> None:
         failures = 0
         while not self._stopped.is_set():
             started = time.monotonic()
@@ -88,7 +95,6 @@ class KubernetesSource:
             if not (gone and not failures):
                 self._stopped.wait(pause(failures))
             failures += 1
-        self._following.drop()
 
     def _hear(self, view: View) -> bool:
         """The list when it is needed, then one watch to its end: whether the list must be read
@@ -107,6 +113,10 @@ class KubernetesSource:
                 view.tell_away(str(failure))
             self._following.drop()
         return False
+
+    def _lose(self, address: str) -> None:
+        self._following.lose(address)
+        self._telling.lose(address)
 
     def stop(self) -> None:
         """See `Source`."""
@@ -206,6 +216,11 @@ class _Connection:
         with self._lock:
             if self._api is not None:
                 self._api.interrupt()
+
+    def lose(self, address: str) -> None:
+        with self._lock:
+            if self._api is not None:
+                self._api.lose(address)
 
     def drop(self) -> None:
         with self._lock:

@@ -38,6 +38,17 @@ static void fill_standard_fds(void) {
     }
 }
 
+// The first process of a container gets no signal that it has not asked for: SIGTERM would be lost
+// on an agent that is just starting, and its end take the whole of the pod's grace period. So it
+// waits, also beyond exec, until cni_plugin/agent/life.py takes it.
+static void hold_termination(void) {
+    sigset_t held;
+    sigemptyset(&held);
+    sigaddset(&held, SIGTERM);
+    sigaddset(&held, SIGINT);
+    sigprocmask(SIG_BLOCK, &held, NULL);
+}
+
 static int run_boot(int argc, char **argv) {
     nlr_buf_t nlr;
     if (nlr_push(&nlr) != 0) {
@@ -62,6 +73,9 @@ int main(int argc, char **argv) {
     static char heap[FIRST_HEAP];
     fill_standard_fds();
     signal(SIGPIPE, SIG_IGN); // a reader that has gone is EPIPE
+    if (getpid() == 1 && argc > 1 && strcmp(argv[1], "agent") == 0) {
+        hold_termination();
+    }
     mp_cstack_init_with_sp_here(STACK);
     gc_init(heap, heap + sizeof(heap));
     mp_init();

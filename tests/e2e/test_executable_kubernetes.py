@@ -31,7 +31,7 @@ def tell(change):
 source = KubernetesSource(Options("node-1", kubeconfig=KUBECONFIG))
 thread = threading.Thread(target=source.follow, args=(tell,))
 thread.start()
-assert first.wait(30)
+assert first.wait(90)
 assert isinstance(told[0], Listed), told
 source.announce(Announcement(backend="host-gw"))
 source.say_ready(Readiness(True, "PodwireReady", "pods have a network"))

@@ -6,30 +6,28 @@ behind a router. One test has one cluster, and goes from step to step on it.
 
 from __future__ import annotations
 
-import contextlib
 import json
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from tests.support import netns
-from tests.support.cri import Client
-from tests.support.kubernetes import checks, manifest, nodeconfig, objects
+from tests.support.kubernetes import checks, manifest, nodeconfig, objects, sandboxes
 from tests.support.kubernetes.cluster import Cluster
 from tests.support.kubernetes.node import Node
 from tests.support.kubernetes.story import tell
 
-HOST_PORT = 8080
 CONFLIST = f"{nodeconfig.CONF_DIR}/05-podwire.conflist"
 NODES = ("n1", "n2", "n3")
-_TRIES = 15
+_GONE = "code = NotFound desc = an error occurred when try to find sandbox"
 
 
 @pytest.mark.timeout(900)
 def test_the_life_of_a_cluster(tmp_path: Path) -> None:
     steps = (
         nodes_go_ready,
-        pods_reach_pods_and_nodes,
+        checks.pods_reach_pods_and_nodes,
         agents_are_replaced_while_pods_are_made,
         an_agent_is_killed,
         kubelet_and_containerd_start_again,
@@ -44,9 +42,9 @@ def test_the_life_of_a_cluster(tmp_path: Path) -> None:
         tell(cluster, steps, more=manifest.described)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_dual_stack_cluster(tmp_path: Path) -> None:
-    steps = (nodes_go_ready, pods_reach_pods_and_nodes, uninstalled_nodes_are_as_they_were)
+    steps = (nodes_go_ready, checks.pods_reach_pods_and_nodes, uninstalled_nodes_are_as_they_were)
     with Cluster(tmp_path, families=2) as cluster:
         before = {node.name: node.footprint() for node in cluster.nodes}
         (tmp_path / "before").write_text(json.dumps(before))
@@ -62,27 +60,14 @@ def nodes_go_ready(cluster: Cluster) -> None:
     cluster.wait_for_nodes()
     manifest.wait_for_agents(cluster)
     for node in cluster.nodes:
-        assert cluster.conditions(node.name)["NetworkUnavailable"] == "False PodwireReady"
+        cluster.wait(
+            f"what {node.name} says of its network",
+            lambda node=node: cluster.conditions(node.name).get("NetworkUnavailable"),  # type: ignore[misc]
+            lambda said: said == "False PodwireReady",
+        )
         (plugin,) = json.loads(node.read(CONFLIST))["plugins"]
         ranges = [each["subnet"] for (each,) in plugin["ipam"]["ranges"]]
         assert tuple(ranges) == cluster.pod_cidrs_of(node.name)
-
-
-def pods_reach_pods_and_nodes(cluster: Cluster) -> None:
-    """A DaemonSet and a Deployment; host ports; a Service; exec and logs."""
-    checks.default_account(cluster)
-    cluster.apply(
-        objects.daemon_set("web", HOST_PORT),
-        objects.deployment("many", 3),
-        objects.service("web", "web"),
-    )
-    web, many = cluster.wait_for_pods("web", 3), cluster.wait_for_pods("many", 3)
-    assert {pod.node for pod in web} == set(NODES)
-    checks.addresses_of_their_nodes(cluster, web + many)
-    checks.all_reach_all(cluster, web + many)
-    checks.exec_and_logs(cluster, web)
-    checks.host_ports(cluster, web, HOST_PORT)
-    checks.service(cluster, "web", web)
 
 
 # --- it is disturbed --------------------------------------------------------------------------
@@ -148,13 +133,13 @@ def the_api_server_is_away(cluster: Cluster) -> None:
     cluster.plane.stop_api()
     try:
         began = cluster.elapsed()
-        _make_sandboxes(node, "early", address)
+        sandboxes.reach(node, "early", address)
         killed = manifest.agent_process(node)
         manifest.kill_agent(node)
-        _make_sandboxes(node, "late", address)
-        netns.wait_until(lambda: manifest.agent_process(node) not in (0, killed), 60, "an agent")
-        _make_sandboxes(node, "with-the-next-agent", address)
-        netns.wait_until(lambda: cluster.elapsed() > began + 60, 61, pause=0.5)
+        sandboxes.reach(node, "late", address)
+        netns.wait_until(lambda: manifest.agent_process(node) not in (0, killed), 120, "an agent")
+        sandboxes.reach(node, "with-the-next-agent", address)
+        netns.wait_until(lambda: cluster.elapsed() > began + 60, 120, pause=0.5)
         assert json.loads(node.read(CONFLIST))["plugins"][0]["ipam"]["ranges"]
     finally:
         cluster.plane.start_api()
@@ -183,6 +168,7 @@ def a_node_comes_back_with_another_subnet(cluster: Cluster) -> None:
     cluster.wait_for_nodes("n3")
     cluster.wait("the configuration", lambda: node.read(CONFLIST), lambda seen: new in seen)
     manifest.wait_for_agents(cluster)
+    _make_anew(cluster, "web", "n3", new)
     web = cluster.wait_for_pods("web", 3)
     checks.addresses_of_their_nodes(cluster, web)
     checks.all_reach_all(cluster, web)
@@ -203,11 +189,11 @@ def a_hundred_pods_come_and_go(cluster: Cluster) -> None:
     cluster.delete("deployment", "many")
     _delete_all(cluster, "web", "daemonset")
     cluster.apply(objects.deployment("hundred", 100))
-    pods = cluster.wait_for_pods("hundred", 100, 180)
+    pods = cluster.wait_for_pods("hundred", 100, 300)
     checks.addresses_of_their_nodes(cluster, pods)
     cluster.delete("deployment", "hundred")
-    cluster.wait("no pods", cluster.pods, lambda seen: not seen, 120)
-    checks.nothing_of_pods(cluster, 120)
+    cluster.wait("no pods", cluster.pods, lambda seen: not seen, 240)
+    checks.nothing_of_pods(cluster)
 
 
 def uninstalled_nodes_are_as_they_were(cluster: Cluster) -> None:
@@ -215,7 +201,7 @@ def uninstalled_nodes_are_as_they_were(cluster: Cluster) -> None:
     that it did not have before."""
     _delete_all(cluster, "web", "daemonset")
     _delete_all(cluster, "many", "deployment")
-    checks.nothing_of_pods(cluster, 90)
+    checks.nothing_of_pods(cluster)
     manifest.remove(cluster)
     with open(f"{cluster.folder}/before") as file:
         before = json.load(file)
@@ -232,7 +218,7 @@ def _uninstall(cluster: Cluster, node: Node, before: dict[str, list[str]]) -> No
         node.run(cluster.executable, "uninstall", f"--conf-dir={nodeconfig.CONF_DIR}")
         return node.footprint()
 
-    cluster.wait(f"{node.name} as it was", uninstalled, lambda seen: seen == before, 10)
+    cluster.wait(f"{node.name} as it was", uninstalled, lambda seen: seen == before, 60)
 
 
 # --- what steps share -------------------------------------------------------------------------
@@ -244,7 +230,16 @@ def _delete_all(cluster: Cluster, app: str, kind: str = "") -> None:
         cluster.delete(kind, app)
     elif names := [pod.name for pod in cluster.pods(app)]:
         cluster.delete("pod", *names)
-    cluster.wait(f"no pods of {app}", lambda: cluster.pods(app), lambda pods: not pods, 90)
+    cluster.wait(f"no pods of {app}", lambda: cluster.pods(app), lambda pods: not pods, 180)
+
+
+def _make_anew(cluster: Cluster, app: str, node_name: str, subnet: str) -> None:
+    """Delete the node's pods that are not of its subnet, as a person does (docs/kubernetes.md): the
+    kubelet may have made one while the former configuration was still there."""
+    pods = [pod for pod in cluster.wait_for_pods(app, len(NODES)) if pod.node == node_name]
+    for pod in pods:
+        if not all(ip_address(address) in ip_network(subnet) for address in pod.addresses):
+            cluster.delete("pod", pod.name)
 
 
 def _force_away(cluster: Cluster, node_name: str) -> None:
@@ -260,43 +255,12 @@ def _force_away(cluster: Cluster, node_name: str) -> None:
 
 def _sandbox_failures(cluster: Cluster, prefix: str) -> list[str]:
     """What kubelets said of sandboxes that could not be made or removed, of pods whose names begin
-    so."""
+    so. That one is gone already is no failure: this kubelet removes some twice."""
     found = cluster.plane.api.get("/api/v1/events")["items"]
     reasons = ("FailedCreatePodSandBox", "FailedKillPod", "NetworkNotReady")
     return [
         f"{each['involvedObject']['name']}: {each['reason']}: {each['message']}"
         for each in found
         if each["reason"] in reasons and each["involvedObject"]["name"].startswith(prefix)
+        if _GONE not in each["message"]
     ]
-
-
-def _make_sandboxes(node: Node, name: str, address: str) -> None:
-    """Two pods past the kubelet, which asks the API for each of its own: they reach a pod on
-    another node, and go."""
-    socket = node.path(nodeconfig.CONTAINERD_SOCKET)
-    client = Client(socket, f"{node.machine.cgroup}/cri", node.machine.path("data"))
-    try:
-        for number in range(2):
-            tries = (_is_reached(client, f"{name}-{number}-{n}", address) for n in range(_TRIES))
-            assert any(tries), f"the kubelet ended each of {_TRIES} pods before it had called"
-    finally:
-        client.close()
-
-
-def _is_reached(client: Client, name: str, address: str) -> bool:
-    """Whether a pod of its own, which goes again, has reached the address. False when the kubelet
-    was faster: it ends pods that it does not know of."""
-    import grpc
-
-    pod = client.run_pod(name)
-    try:
-        shell = pod.start("shell", "sleep", "1000")
-        code, said = shell.run("ping", "-c1", "-W3", address)
-        assert code == 0, said
-    except grpc.RpcError:  # of the container's: that the sandbox got a network was told before
-        return False
-    finally:
-        with contextlib.suppress(grpc.RpcError):  # it is gone
-            pod.stop()
-            pod.remove()
-    return True

@@ -76,9 +76,9 @@ class Follower:
     def close(self) -> None:
         began = time.monotonic()
         self.source.stop()
-        self._thread.join(10)
+        self._thread.join(30)
         assert not self._thread.is_alive()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 4
 
 
 @pytest.fixture(scope="module")
@@ -328,9 +328,9 @@ def test_a_connection_that_dies_in_silence_is_noticed(
         try:
             assert follower.names(follower.next()) == ["node-1"]
             server.run("ip", "link", "set", "eth0", "down")
-            assert isinstance(follower.next(15), Away)
+            assert isinstance(follower.next(60), Away)
             server.run("ip", "link", "set", "eth0", "up")
-            assert follower.names(follower.next(30)) == ["node-1"]
+            assert follower.names(follower.next(60)) == ["node-1"]
         finally:
             follower.close()
 

@@ -18,14 +18,14 @@ _BITS = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 
 # Those of systemd.unit(5), systemd.service(5), systemd.exec(5) and systemd.kill(5) that it uses.
 _KEYS = {
-    "Unit": {"Description", "Documentation", "Before"},
+    "Unit": {"Description", "Documentation", "Before", "StartLimitIntervalSec"},
     "Service": {
         *("Type", "ExecStart", "Restart", "RestartSec", "TimeoutStopSec", "KillMode"),
         *("OOMScoreAdjust", "LimitNOFILE", "CapabilityBoundingSet", "NoNewPrivileges"),
         *("RuntimeDirectory", "RuntimeDirectoryMode", "RuntimeDirectoryPreserve"),
-        *("ProtectSystem", "ProtectClock", "ProtectKernelLogs", "ProtectKernelModules"),
-        *("ProtectControlGroups", "RestrictRealtime", "RestrictSUIDSGID", "LockPersonality"),
-        "SystemCallArchitectures",
+        *("ProtectSystem", "ReadWritePaths", "ProtectClock", "ProtectKernelLogs"),
+        *("ProtectKernelModules", "ProtectControlGroups", "RestrictRealtime", "RestrictSUIDSGID"),
+        *("LockPersonality", "SystemCallArchitectures"),
     },
     "Install": {"WantedBy"},
 }

@@ -3,91 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator
-from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from threading import Event
+from time import sleep
 
 import pytest
 
-from cni_plugin.agent.clusternode import Place
-from cni_plugin.agent.coordination import Coordination
-from cni_plugin.conflists import default_template
-from cni_plugin.fabric import Memory
-from cni_plugin.sources import Away, Gone, Listed, Put
+from cni_plugin.sources import Away, Gone, Listed, Put, Readiness
 from tests.support import probe
-from tests.support.fakesource import FakeSource, member
-from tests.support.netns import Namespace, wait_until
+from tests.support.fakesource import member
+from tests.support.follower import MEMBERS, Follower, followers, subnets_of
 from tests.support.topology import Split, Topology
-
-MEMBERS = tuple(
-    member(
-        f"node-{number}",
-        " ".join(address.partition("/")[0] for address in Split.ADDRESSES[number]),
-        f"10.244.{number}.0/24 fd00:10:244:{number}::/64",
-    )
-    for number in range(3)
-)
-
-
-class Follower:
-    """One node's coordination, which runs in this process."""
-
-    def __init__(
-        self,
-        node: Namespace,
-        number: int,
-        folder: Path,
-        failed: Callable[[], None] | None = None,
-        **template: Any,
-    ) -> None:
-        self.node = node
-        self.name = f"node-{number}"
-        self.source = FakeSource()
-        self.memory = Memory()
-        self.inventory = folder / self.name / "nodes.json"
-        self.conf_dir = folder / self.name / "net.d"
-        self.conf_dir.mkdir(parents=True, exist_ok=True)
-        ipam = {"type": "host-local", "dataDir": str(folder / self.name / "networks")}
-        self.template = conflist = default_template()
-        conflist["plugins"][0].update({"ipam": ipam, **template})
-        server = ("the API server", ip_network("203.0.113.1/32"))
-        place = Place(self.name, str(self.inventory), str(self.conf_dir), conflist, (server,))
-        logger = logging.getLogger(f"test.{self.name}")
-        self.failed: list[bool] = []
-        end = failed or (lambda: self.failed.append(True))
-        self._coordination = Coordination(self.source, place, self.memory, logger, end)
-
-    def start(self) -> None:
-        with self.node.entered():
-            self._coordination.start()
-
-    def stop(self) -> None:
-        self._coordination.stop()
-
-    def wait(self, condition: Callable[[], Any], what: str) -> Any:
-        try:
-            return wait_until(condition, 15, f"{self.name}: {what}", 0.02)
-        except AssertionError as e:
-            raise AssertionError(f"{e}\n{self.source.states[-3:]}") from e
-
-    def wait_for_state(self, reason: str) -> None:
-        self.wait(lambda: self.source.states and self.source.states[-1].reason == reason, reason)
-
-    def conflist(self) -> dict[str, Any]:
-        return json.loads((self.conf_dir / "05-podwire.conflist").read_text())
-
-    def plugin(self) -> dict[str, Any]:
-        return next(p for p in self.conflist()["plugins"] if p["type"] == "podwire")
-
-    def has_conflist(self) -> bool:
-        return (self.conf_dir / "05-podwire.conflist").exists()
-
-    def owned(self, family: str = "-4") -> set[str]:
-        """The destinations of podwire's routes."""
-        listed = self.node.run("ip", "-j", family, "route", "show", "proto", "112").stdout
-        return {route["dst"] for route in json.loads(listed or "[]")}
 
 
 @pytest.fixture
@@ -97,24 +24,8 @@ def split(topology: Topology, tmp_path: Path) -> Split:
 
 @pytest.fixture
 def follow(split: Split, tmp_path: Path) -> Iterator[Callable[..., Follower]]:
-    """follow(0) is node 0 of three, which follows a cluster that has told nothing yet."""
-    running: list[Follower] = []
-
-    def make(number: int = 0, **template: Any) -> Follower:
-        follower = Follower(split.nodes[number], number, tmp_path, **template)
-        running.append(follower)
-        follower.start()
-        return follower
-
-    yield make
-    for follower in running:
-        follower.stop()
-        assert not follower.source.following
-        assert not follower.failed
-
-
-def subnets_of(plugin: dict[str, Any]) -> list[str]:
-    return [one["subnet"] for (one,) in plugin["ipam"]["ranges"]]
+    with followers(split, tmp_path) as make:
+        yield make
 
 
 def test_a_node_gets_a_network(follow):
@@ -152,13 +63,8 @@ def test_pods_reach_each_other_by_what_was_written(follow, topology, podwire, sp
         conf = {**node.plugin(), "name": conflist["name"], "cniVersion": "1.0.0"}
         sandbox = topology.sandbox(f"pod{number}")
         reply = podwire.on(node.node).add(conf, sandbox)
-        pods.append((sandbox, reply.result["ips"][0]["address"].partition("/")[0]))
-    for sandbox, address in pods:
-        for peer, other in pods:
-            if other != address:
-                assert probe.tcp(sandbox, peer, other).source == address
-        for node in nodes:
-            assert probe.reaches(node.node, sandbox, address)
+        pods.append((sandbox, [text.partition("/")[0] for text in reply.addresses()]))
+    probe.all_paths(pods, [(node.node, "") for node in nodes])
     for (sandbox, _), node in zip(pods, nodes, strict=True):
         conf = {**node.plugin(), "name": "podwire", "cniVersion": "1.0.0"}
         podwire.on(node.node).delete(conf, sandbox)
@@ -198,6 +104,63 @@ def test_a_node_that_the_cluster_does_not_know(follow):
     node.source.tell(Listed(MEMBERS[1:]))
     node.wait_for_state("NodeNotFound")
     assert not node.has_conflist()
+
+
+def test_peers_are_followed_while_the_own_node_is_missing(follow, monkeypatch):
+    """Its pods run on; and so they do while it has no subnet."""
+    monkeypatch.setattr("cni_plugin.agent.coordination._WHOLE_S", 1000)
+    node = follow(0)
+    node.source.tell(Listed(MEMBERS[:2]))
+    node.wait_for_state("PodwireReady")
+    node.source.tell(Gone("node-0"))
+    node.wait_for_state("NodeNotFound")
+    node.source.tell(Put(MEMBERS[2]))
+    node.wait(lambda: node.owned() == {"10.244.1.0/24", "10.244.2.0/24"}, "a new peer")
+    node.source.tell(Gone("node-1"))
+    node.wait(lambda: node.owned() == {"10.244.2.0/24"}, "a peer's end")
+    named = {entry["name"]: entry for entry in json.loads(node.inventory.read_text())["nodes"]}
+    assert named["node-0"]["podCIDRs"] == ["10.244.0.0/24", "fd00:10:244::/64"]
+    node.source.tell(Put(member("node-0", "192.168.1.2 fd00:1::2", "")))
+    node.wait_for_state("NoPodCIDR")
+    node.source.tell(Put(MEMBERS[1]))
+    node.wait(lambda: node.owned() == {"10.244.1.0/24", "10.244.2.0/24"}, "another peer")
+    node.source.tell(Gone("node-2"))
+    node.wait(lambda: node.owned() == {"10.244.1.0/24"}, "its end")
+    node.source.tell(Put(MEMBERS[0]))
+    node.wait_for_state("PodwireReady")
+    assert node.owned() == {"10.244.1.0/24"}
+
+
+def test_a_node_of_another_family_than_the_others(follow):
+    """It has no peers, and the inventory has the others."""
+    node = follow(0)
+    others = [member(f"node-{n}", f"192.168.1.{n + 2}", f"10.244.{n}.0/24") for n in (1, 2)]
+    node.source.tell(Listed((member("node-0", "fd00:1::2", "10.244.0.0/24"), *others)))
+    node.wait_for_state("NodeUnfit")
+    named = [entry["name"] for entry in json.loads(node.inventory.read_text())["nodes"]]
+    assert named in (["node-1", "node-2"], ["node-0", "node-1", "node-2"])
+    node.source.tell(Listed(MEMBERS))
+    node.wait_for_state("PodwireReady")
+    unfit = member("node-0", "fd00:1::2", "10.244.0.0/24")
+    node.source.tell(Listed((unfit, *others)))
+    node.wait_for_state("NodeUnfit")
+    node.source.tell(Put(member("node-5", "192.168.1.9", "10.244.5.0/24")))
+    node.wait(lambda: "node-5" in node.inventory.read_text(), "the others")
+    sleep(0.5)  # and nothing else after that
+    named = [entry["name"] for entry in json.loads(node.inventory.read_text())["nodes"]]
+    assert named == ["node-1", "node-2", "node-5"]
+
+
+def test_what_a_missing_node_had_is_another_s(follow):
+    """Who is there has it; the rest is as it was."""
+    node = follow(0)
+    node.source.tell(Listed(MEMBERS[:2]))
+    node.wait_for_state("PodwireReady")
+    node.source.tell(Gone("node-0"))
+    node.source.tell(Put(member("node-5", "192.168.1.9", "10.244.0.0/24")))
+    node.wait(lambda: "10.244.0.0/24" in node.owned(), "the route to the successor")
+    named = {entry["name"]: entry for entry in json.loads(node.inventory.read_text())["nodes"]}
+    assert named["node-0"]["podCIDRs"] == ["fd00:10:244::/64"]
 
 
 def test_an_overlap_is_refused_and_reported(follow):
@@ -298,35 +261,6 @@ def test_plain_routes_to_a_peer_of_one_family(follow):
     assert node.owned("-6") == set()
 
 
-def test_another_name_while_pods_run_is_refused(follow, topology, podwire, tmp_path):
-    """The new network would give the old one's addresses away."""
-    node = follow(0)
-    node.source.tell(Listed(MEMBERS))
-    node.wait_for_state("PodwireReady")
-    conf = {**node.plugin(), "name": "podwire", "cniVersion": "1.0.0"}
-    sandbox = topology.sandbox("pod")
-    plugin = podwire.on(node.node)
-    assert plugin.add(conf, sandbox).ok
-    node.stop()
-    for keys, said in (({"name": "other"}, 'expected "podwire"'), ({}, 'expected "cni0"')):
-        later = Follower(node.node, 0, tmp_path, **({} if keys else {"bridge": "cni9"}))
-        later.template.update(keys)
-        later.start()
-        later.source.tell(Listed(MEMBERS))
-        later.wait_for_state("NetworkNotReady")
-        assert said in later.source.states[-1].message
-        assert later.plugin()["bridge"] == "cni0"
-        later.stop()
-    plugin.delete(conf, sandbox)
-    last = Follower(node.node, 0, tmp_path)
-    last.template["name"] = "other"
-    last.start()
-    last.source.tell(Listed(MEMBERS))
-    last.wait_for_state("PodwireReady")
-    assert last.conflist()["name"] == "other"
-    last.stop()
-
-
 @pytest.mark.parametrize("versions", [{"cniVersion": "9.9.9"}, {"cniVersions": ["1.0.0", "2.0"]}])
 def test_a_version_that_podwire_does_not_speak(follow, split, tmp_path, versions):
     wrong = Follower(split.nodes[0], 0, tmp_path)
@@ -371,18 +305,6 @@ def test_a_peer_s_subnet_that_holds_the_api_server(follow):
     assert node.owned() == {"10.244.2.0/24"}
 
 
-def test_a_configuration_that_somebody_removed_is_written_again(follow, monkeypatch):
-    monkeypatch.setattr("cni_plugin.agent.coordination._WHOLE_S", 0.2)
-    monkeypatch.setattr("cni_plugin.agent.coordination._TICK_S", 0.2)
-    node = follow(0)
-    node.source.tell(Listed(MEMBERS))
-    node.wait_for_state("PodwireReady")
-    before = node.conflist()
-    (node.conf_dir / "05-podwire.conflist").unlink()
-    node.wait(node.has_conflist, "the configuration")
-    assert node.conflist() == before
-
-
 def test_the_mtu_follows_the_underlay(follow, split, monkeypatch):
     monkeypatch.setattr("cni_plugin.agent.coordination._WHOLE_S", 0.2)
     monkeypatch.setattr("cni_plugin.agent.coordination._TICK_S", 0.2)
@@ -405,6 +327,27 @@ def test_a_cluster_that_cannot_be_told(follow):
     node.source.broken = ""
     node.wait_for_state("PodwireReady")
     assert node.source.announced
+
+
+def test_a_cluster_that_takes_its_time(follow, monkeypatch):
+    """What is told and not answered holds up no route; later only what is so now is told."""
+    node = follow(0)
+    answers = Event()
+    say_ready = node.source.say_ready
+
+    def slowly(state: Readiness) -> None:
+        assert answers.wait(60)
+        say_ready(state)
+
+    monkeypatch.setattr(node.source, "say_ready", slowly)
+    node.source.tell(Listed(MEMBERS[:2]))
+    node.wait(lambda: node.owned() == {"10.244.1.0/24"}, "the route to the first peer")
+    for state in (MEMBERS[2], member("node-0", "192.168.1.2", ""), MEMBERS[0]):
+        node.source.tell(Put(state))
+        node.wait(lambda: "10.244.2.0/24" in node.owned(), "the route to a new peer")
+    node.wait(node.has_conflist, "the configuration")
+    answers.set()
+    node.wait_for_state("PodwireReady")
 
 
 def test_what_was_known_lasts(follow, split):

@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 
+from tests.support import packetfilter
 from tests.support.throughports import (
     BRIDGE,
     INNER,
@@ -40,12 +41,6 @@ def conf(make_conf, dual):
     return make_conf(ipam={"ranges": dual.ranges})
 
 
-def bridge_netfilter(node, on):
-    for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
-        assert node.sysctl(f"net/bridge/{name}"), "kernel: no br_netfilter"
-        node.run("sysctl", "-qw", f"net/bridge/{name}={int(on)}")
-
-
 # --- who reaches a pod --------------------------------------------------------------------------
 
 
@@ -54,11 +49,12 @@ def bridge_netfilter(node, on):
 def test_everybody_reaches_the_pod(plugin, node, outside, topology, conf, way_in, kind):
     """From outside with the client's own address; from the node, from pods, from the pod itself."""
     conf = {**conf, "mode": way_in.split()[0]}
-    if way_in != "ptp":
-        bridge_netfilter(node, on=way_in != "bridge")
     pod, neighbour = topology.sandbox("pod"), topology.sandbox("neighbour")
     assert plugin.add(with_ports(conf, mapping(protocol=kind)), pod).ok
     assert plugin.add(conf, neighbour).ok
+    if way_in != "ptp":
+        packetfilter.bridge_netfilter(node, False)
+        packetfilter.bridge_netfilter(node, way_in != "bridge", "cni0")
     for version in (4, 6):
         with listening(pod, version, INNER, kind) as server:
             target = (NODE[version], PORT)

@@ -18,9 +18,8 @@ WORLD, WORLD_V6 = "192.168.1.9", "fd00:1::9"
 @pytest.fixture(params=["plain", "br_netfilter"])
 def world(request, node) -> Namespace:
     """A machine beside the node that knows the way to its pods."""
-    switch_on = "1" if request.param == "br_netfilter" else "0"
-    for key in ("iptables", "ip6tables"):
-        node.run("sysctl", "-qw", f"net/bridge/bridge-nf-call-{key}={switch_on}")
+    node.filtered = request.param == "br_netfilter"
+    packetfilter.bridge_netfilter(node, False)
     return node.world
 
 
@@ -53,6 +52,7 @@ class Site:
             pods = [topology.sandbox(f"pod{number}{which}") for which in "ab"]
             for pod in pods:
                 assert plugin.add(conf, pod).ok
+            packetfilter.bridge_netfilter(node, node.filtered, f"br{number}")
             self.pods.append(pods)
             networks.append(
                 packetfilter.network(*subnets, bridge=f"br{number}", ingress_policy=policy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from cni_plugin import cluster as clusters
@@ -108,6 +110,32 @@ def test_one_peer_costs_its_own_messages_and_no_dump(scene):
     scene.socket.counted()
     assert not scene.peering.update(cluster)
     assert scene.socket.counted() == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_sequence_ends_where_a_resync_would(scene, seed):
+    chance = random.Random(seed)
+    entries = {}
+    scene.peering.update(scene.cluster())
+    for _ in range(12):
+        for number in chance.sample(range(20, 34), chance.choice((1, 2))):
+            before = entries.pop(number, None)
+            if before is not None:
+                scene.site.entries.remove(before)
+            if chance.random() < 0.7:
+                entries[number] = scene.add(number, far=chance.random() < 0.5)
+            if before is not None and chance.random() < 0.3:  # not always by the same order
+                scene.site.entries.reverse()
+        cluster = scene.cluster()
+        scene.peering.update(cluster)
+        assert scene.is_in_line()
+        anew = Peering(scene.socket)
+        assert not anew.resync(cluster)
+        assert (anew._nodes, anew._peers) == (scene.peering._nodes, scene.peering._peers)
+        assert (anew._ways, anew._plain) == (scene.peering._ways, scene.peering._plain)
+        assert anew.pod_mtu() == scene.peering.pod_mtu()
+        if entries and chance.random() < 0.3:  # one by one, and all of them compared then
+            scene.peering.drop(f"more-{chance.choice(list(entries))}")
 
 
 def test_put_and_drop(scene):

@@ -38,19 +38,19 @@ class Node:
         self.netns = cluster.nodes[0]
         self.plugin = plugin.on(self.netns)
         self.conf = cluster.conf(0, backend="vxlan", ipMasq=True)
-        self._path = folder / "podwire.conf"
-        self._path.write_text(json.dumps(self.conf))
-        self._executable = plugin.executable
+        self.path = folder / "podwire.conf"
+        self.path.write_text(json.dumps(self.conf))
+        self.executable = plugin.executable
 
     def add(self, pod: Namespace, **runtime: Any) -> None:
         conf = {**self.conf, "runtimeConfig": runtime} if runtime else self.conf
         assert self.plugin.add(conf, pod).ok
 
     def text(self) -> str:
-        return self.netns.run(self._executable, "status", "--config", str(self._path)).stdout
+        return self.netns.run(self.executable, "status", "--config", str(self.path)).stdout
 
     def report(self) -> Any:
-        argv = (self._executable, "status", "--json", "--config", str(self._path))
+        argv = (self.executable, "status", "--json", "--config", str(self.path))
         return json.loads(self.netns.run(*argv).stdout)["networks"][0]
 
 
@@ -94,6 +94,15 @@ def test_with_pods(node: Node, sandbox: Namespace, topology: Any) -> None:
         "ports      2 host ports, 1 pod with a limited bandwidth",
     ):
         assert line in text
+
+
+def test_a_kernel_without_br_netfilter(node: Node) -> None:
+    """Its folder of sysctls is hidden, which is how a kernel without the module looks."""
+    hidden = "mount -t tmpfs none /proc/sys/net/bridge && exec"
+    status = f"{node.executable} status --config {node.path}"
+    done = node.netns.run("unshare", "-m", "sh", "-c", f"{hidden} {status}")
+    assert "finding    br_netfilter is not loaded" in done.stdout
+    assert "modprobe br_netfilter" in done.stdout
 
 
 def test_what_is_wrong_is_a_finding_with_a_remedy(

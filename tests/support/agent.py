@@ -29,7 +29,7 @@ from tests.support.netns import Namespace
 from tests.support.plugin import Plugin
 from tests.support.topology import Topology
 
-_START_S, _END_S = 20, 60
+_START_S, _END_S = 60, 60
 _ATTEMPTS = 8
 _LATE_S, _QUIET_S = 0.5, 0.1  # for what an agent does after its reply: the reaper's part
 _OPENED, _CLOSED = 0x20, 0x10  # IN_OPEN, IN_CLOSE_NOWRITE of inotify(7)
@@ -281,7 +281,7 @@ class AgentStage(Stage):
         def over() -> bool:
             return not self.agent.lives() or self.agent.text().count("\n") > before
 
-        netns.wait_until(over, 5, f"the end of {command} in the agent", 0.002)
+        netns.wait_until(over, 30, f"the end of {command} in the agent", 0.002)
         return ended
 
     def struck(self, command: str, fault: str, before: Callable[[], object]) -> Ended:

@@ -6,42 +6,10 @@ import json
 import os
 import subprocess
 
-from tests.support import images, netns, require
+from tests.support import containerdconfig, images, netns, require
 from tests.support.cnibin import PluginFolder
 from tests.support.cri import Client
 from tests.support.machine import Machine
-
-# What a test does not need stays off; the rest is containerd's default.
-_CONFIG = """
-version = 2
-root = "{folder}/data/root"
-state = "{folder}/data/state"
-disabled_plugins = [
-  "io.containerd.internal.v1.opt", "io.containerd.tracing.processor.v1.otlp",
-  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
-]
-[grpc]
-  address = "{folder}/c.sock"
-[ttrpc]
-  address = "{folder}/t.sock"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{pause}"
-  disable_apparmor = true
-  restrict_oom_score_adj = true
-  stream_server_address = "127.0.0.1"
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "overlayfs"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-        Root = "{folder}/data/runc"
-        BinaryName = "{runc}"
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "{bin}"
-    conf_dir = "{conf}"
-    max_conf_num = 1
-"""
 
 
 class Containerd:
@@ -72,12 +40,17 @@ class Containerd:
         self.import_images("k8s.io")
 
     def _config(self) -> str:
-        return _CONFIG.format(
-            folder=self.machine.folder,
-            pause=images.PAUSE,
-            runc=require.program("runc"),
-            bin=self.plugins.path,
-            conf=self.conf_folder,
+        path = self.machine.path
+        return containerdconfig.text(
+            containerdconfig.Places(
+                root=path("data", "root"),
+                state=path("data", "state"),
+                socket=path("c.sock"),
+                runc_root=path("data", "runc"),
+                runc=require.program("runc"),
+                bin_dir=self.plugins.path,
+                conf_dir=self.conf_folder,
+            )
         )
 
     def _wait(self) -> None:

@@ -13,32 +13,24 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import csv
 import http.client
 import json
 import os
-import secrets
 import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from tests.support import netns, require
+from tests.support import kubeconfig, netns, require
 from tests.support.apiclient import Api, ApiError, Object
+from tests.support.kubeconfig import User
 from tests.support.kubeprograms import component, etcd, minor_version
 from tests.support.netns import Namespace
+from tests.support.programs import Programs
 
 _DUAL_STACK = 23  # the first 1.x with both families and no gate before it
 _NO_PLAIN_HTTP = 24  # the first whose controller manager has no port for that, nor the option
-
-
-class User(NamedTuple):
-    """One line of the API server's token file; kubelets are "system:node:NAME" of the group
-    "system:nodes"."""
-
-    name: str
-    groups: tuple[str, ...] = ()
 
 
 class ControlPlane:
@@ -65,18 +57,20 @@ class ControlPlane:
         api_options: Sequence[str] = (),
     ) -> None:
         names = ("kube-apiserver", *(("kube-controller-manager",) if pod_cidrs else ()))
-        self._programs = {"etcd": etcd(), **{name: component(name) for name in names}}
+        self._paths = {"etcd": etcd(), **{name: component(name) for name in names}}
         self.folder, self._place = str(folder), place
-        self._minor = minor_version(self._programs["kube-apiserver"])
+        self._minor = minor_version(self._paths["kube-apiserver"])
         self._address, self._authorization = address, authorization
         self._service_cidrs, self._api_options = tuple(service_cidrs), tuple(api_options)
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._programs = Programs(self.folder, place)
         self._port, self._etcd_port, self._peer_port = self._ports(port)
         host = f"[{address}]" if ":" in address else address
         self.url = f"https://{host}:{self._port}"
         self.etcd_url = f"http://127.0.0.1:{self._etcd_port}"
         self.ca = self.path("pki", "apiserver.crt")
-        self.tokens = self._write_users([User("admin", ("system:masters",)), *users])
+        os.makedirs(self.path("pki"), mode=0o700, exist_ok=True)
+        given = [User("admin", ("system:masters",)), *users]
+        self.tokens = kubeconfig.write_users(self.path("tokens.csv"), given)
         self.admin_token = self.tokens["admin"]
         try:
             self._start_etcd()
@@ -104,23 +98,8 @@ class ControlPlane:
 
     def write_kubeconfig(self, name: str, token: str, server: str = "") -> str:
         """Write a kubeconfig of the token with the CA inside: its path."""
-        with open(self.ca, "rb") as file:
-            ca = base64.b64encode(file.read()).decode()
-        cluster = {"server": server or self.url, "certificate-authority-data": ca}
         path = self.path(f"{name}.kubeconfig")
-        with open(path, "w", opener=_private) as out:
-            json.dump(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Config",
-                    "current-context": "test",
-                    "clusters": [{"name": "test", "cluster": cluster}],
-                    "users": [{"name": name, "user": {"token": token}}],
-                    "contexts": [{"name": "test", "context": {"cluster": "test", "user": name}}],
-                },
-                out,
-            )
-        return path
+        return kubeconfig.write(path, name, token, server or self.url, self.ca)
 
     def service_account_token(self, namespace: str, name: str, seconds: int = 3600) -> str:
         """A token of a ServiceAccount that exists, as a kubelet mounts it (TokenRequest)."""
@@ -134,7 +113,12 @@ class ControlPlane:
         self, *argv: str, check: bool = True, **options: Any
     ) -> subprocess.CompletedProcess:
         """Run kubectl as the admin, from inside; skips the test when there is none."""
-        command = [*self._prefix(), component("kubectl"), f"--kubeconfig={self.kubeconfig}", *argv]
+        command = [
+            *self._programs.prefix(),
+            component("kubectl"),
+            f"--kubeconfig={self.kubeconfig}",
+            *argv,
+        ]
         env = {**os.environ, "HOME": self.folder}  # for its caches
         return netns.run(command, check=check, env=env, **options)
 
@@ -142,9 +126,7 @@ class ControlPlane:
 
     def stop_api(self) -> None:
         """The API server ends, at once; its watches break."""
-        process = self._running.pop("kube-apiserver")
-        process.kill()
-        process.wait()
+        self._programs.kill("kube-apiserver")
 
     def start_api(self) -> None:
         """Start the API server and wait until it is ready; it has the same address as before."""
@@ -166,7 +148,7 @@ class ControlPlane:
             *self._dual_stack_gate(),
             *self._api_options,
         )
-        netns.wait_until(lambda: self._is_ready("kube-apiserver"), timeout=60, what="API server")
+        netns.wait_until(lambda: self._is_ready("kube-apiserver"), timeout=120, what="API server")
 
     def compact_etcd(self) -> None:
         """Forget the history of all keys up to now."""
@@ -180,21 +162,15 @@ class ControlPlane:
 
     def resident(self, name: str) -> int:
         """The memory of one of the programs, in KiB."""
-        with open(f"/proc/{self._running[name].pid}/status") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+        return self._programs.resident(name)
 
     def cpu_seconds(self, name: str) -> float:
         """What one of the programs has computed since its start."""
-        with open(f"/proc/{self._running[name].pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return self._programs.cpu_seconds(name)
 
     def close(self) -> None:
         """End all of it; calling it again does nothing."""
-        for process in reversed(self._running.values()):
-            process.kill()
-            process.wait()
-        self._running.clear()
+        self._programs.kill_all()
         if "api" in vars(self):
             self.api.close()
 
@@ -202,11 +178,6 @@ class ControlPlane:
 
     def path(self, *parts: str) -> str:
         return os.path.join(self.folder, *parts)
-
-    def log(self, name: str) -> str:
-        """What one of the programs has printed."""
-        with open(self.path(f"{name}.log"), errors="replace") as file:
-            return file.read()
 
     def start_controller_manager(self, pod_cidrs: Sequence[str], *options: str) -> None:
         no_plain_http = ("--port=0",) if self._minor < _NO_PLAIN_HTTP else ()
@@ -225,17 +196,14 @@ class ControlPlane:
             *options,
         )
 
+    def start_scheduler(self, config: str) -> None:
+        """`config`: the kubeconfig that it is to have."""
+        self._paths["kube-scheduler"] = component("kube-scheduler")
+        options = ("--leader-elect=false", "--port=0", "--secure-port=0")
+        self._start("kube-scheduler", f"--kubeconfig={config}", *options)
+
     def _dual_stack_gate(self) -> tuple[str, ...]:
         return ("--feature-gates=IPv6DualStack=true",) if self._minor < _DUAL_STACK else ()
-
-    def _write_users(self, users: Sequence[User]) -> dict[str, str]:
-        os.makedirs(self.path("pki"), mode=0o700, exist_ok=True)
-        tokens = {user.name: secrets.token_hex(16) for user in users}
-        with open(self.path("tokens.csv"), "w", opener=_private) as file:
-            writer = csv.writer(file)
-            for user in users:
-                writer.writerow([tokens[user.name], user.name, user.name, ",".join(user.groups)])
-        return tokens
 
     def _make_service_account_key(self) -> None:
         key = self.path("pki", "sa.key")
@@ -253,22 +221,13 @@ class ControlPlane:
             f"--initial-cluster=default={peer}",
             "--unsafe-no-fsync",
         )
-        netns.wait_until(lambda: self._is_ready("etcd"), timeout=20, what="etcd")
+        netns.wait_until(lambda: self._is_ready("etcd"), timeout=60, what="etcd")
 
     def _start(self, name: str, *options: str) -> None:
-        with open(self.path(f"{name}.log"), "ab") as log:
-            self._running[name] = subprocess.Popen(
-                # The signal reaches them too when the run is killed.
-                ["setpriv", "--pdeathsig=KILL", *self._prefix(), self._programs[name], *options],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.folder,
-            )
+        self._programs.start(name, self._paths[name], *options)
 
     def _is_ready(self, name: str) -> bool:
-        if self._running[name].poll() is not None:
-            raise AssertionError(f"{name} ended:\n{self.log(name)[-3000:]}")
+        self._programs.check(name)
         try:
             if name == "etcd":
                 return bool(self._etcd("/v3/kv/range", {"key": "AA=="}))
@@ -299,9 +258,6 @@ class ControlPlane:
         finally:
             connection.close()
 
-    def _prefix(self) -> list[str]:
-        return self._place.prefix() if self._place else []
-
     def _ports(self, port: int) -> tuple[int, int, int]:
         """The API server's and etcd's two; free ones of the namespace."""
         with self._place.entered() if self._place else contextlib.nullcontext():
@@ -310,7 +266,3 @@ class ControlPlane:
         for one in made:
             one.close()
         return port or free[0], free[1], free[2]
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -98,7 +98,7 @@ class Dockerd:
             log="dockerd.log",
             env=self.environ,
         )
-        netns.wait_until(self._answers, what="an answer of dockerd", timeout=30)
+        netns.wait_until(self._answers, what="an answer of dockerd", timeout=90)
 
     def _options(self) -> tuple[str, ...]:
         text = _RUNC.format(python=sys.executable, runc=require.program("runc"))

@@ -47,8 +47,10 @@ class Etcd:
         options: Sequence[str] = (),
         peers: dict[str, int] | None = None,
         scheme: str = "http",
+        listen: str = "127.0.0.1",
     ) -> None:
-        """`peers`: the ports of all members of the cluster, by name."""
+        """`peers`: the ports of all members of the cluster, by name. `listen`: where it listens for
+        clients; it is asked on the loopback whether it is ready."""
         self.port = free_port()
         self.scheme = scheme
         self.url = f"{scheme}://127.0.0.1:{self.port}"
@@ -57,7 +59,8 @@ class Etcd:
         self._argv = [
             require.program("etcd"),
             *("--name", name, "--data-dir", str(folder / f"etcd-{name}")),
-            *("--listen-client-urls", self.url, "--advertise-client-urls", self.url),
+            *("--listen-client-urls", f"{scheme}://{listen}:{self.port}"),
+            *("--advertise-client-urls", self.url),
             *("--listen-peer-urls", f"http://127.0.0.1:{ports[name]}"),
             *("--initial-advertise-peer-urls", f"http://127.0.0.1:{ports[name]}"),
             *("--initial-cluster", cluster),
@@ -105,6 +108,10 @@ class Etcd:
         """It keeps its connections and answers nothing."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def gateway(self, port: int = 0) -> Gateway:
         """A client of a person's, to look and to interfere."""

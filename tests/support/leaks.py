@@ -30,7 +30,7 @@ def snapshot() -> Snapshot:
     return taken
 
 
-def leaked(before: Snapshot, patience: float = 3) -> list[str]:
+def leaked(before: Snapshot, patience: float = 15) -> list[str]:
     """What is different now, in words; waits for what the kernel is still tidying up."""
     deadline = time.monotonic() + patience
     while True:

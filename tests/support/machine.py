@@ -13,6 +13,7 @@ import contextlib
 import functools
 import glob
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -43,6 +44,7 @@ while :; do sleep 1000 & wait $! || :; done
 
 
 _TOP, _PREFIX = "/var/tmp", "pwt-"
+_END_S = 60
 
 
 class Machine:
@@ -54,6 +56,7 @@ class Machine:
         self.folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_TOP)
         self.cgroup = f"/{os.path.basename(self.folder)}"
         self._started: list[subprocess.Popen] = []
+        self._first = -1
         flags = ("--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
         unshare = ("unshare", *flags, "--propagation=private", "bash", "-c", _SETUP, "-")
         self._keeper = subprocess.Popen(
@@ -74,6 +77,7 @@ class Machine:
             raise AssertionError(f"no machine: {said}")
         with open(f"/proc/{self._keeper.pid}/task/{self._keeper.pid}/children") as f:
             self.pid = int(f.read().split()[0])
+        self._first = os.pidfd_open(self.pid)
 
     # --- running things inside -----------------------------------------------------------------
 
@@ -140,11 +144,16 @@ class Machine:
             # --kill-child takes the first process along, and that one all others.
             self._keeper.kill()
         self._keeper.wait()
+        if self._first >= 0:
+            # It ends as the last one, which may take seconds on a busy machine.
+            select.select([self._first], [], [], _END_S)
+            os.close(self._first)
+            self._first = -1
         for stream in (self._keeper.stdout, self._keeper.stderr):
             if stream is not None:
                 stream.close()
         for process in self._started:
-            process.wait(10)
+            process.wait(_END_S)
         _remove(self.folder)
 
 

@@ -256,7 +256,7 @@ def end(process: subprocess.Popen, timeout: float = 5) -> None:
             stream.close()
 
 
-def wait_until(condition: Any, timeout: float = 10, what: str = "", pause: float = 0.05) -> Any:
+def wait_until(condition: Any, timeout: float = 30, what: str = "", pause: float = 0.05) -> Any:
     """Call `condition` until it returns something true, and return that."""
     deadline = time.monotonic() + timeout
     while True:

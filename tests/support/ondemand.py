@@ -12,7 +12,7 @@ from tests.support.machine import Machine
 
 FOLDER = "/run/podwire"
 SOCKET = f"{FOLDER}/agent.sock"
-START_S, END_S = 20, 10
+START_S, END_S = 60, 30
 
 
 class Agents:
@@ -80,7 +80,7 @@ class Agents:
             return [record["command"] for record in ended if record["command"] != "STATUS"]
 
         with contextlib.suppress(AssertionError):
-            netns.wait_until(lambda: len(seen()) >= len(wanted), 2, pause=0.01)
+            netns.wait_until(lambda: len(seen()) >= len(wanted), 15, pause=0.01)
         assert sorted(seen()) == sorted(wanted), self.text("agent.log")
 
     # --- the end ---------------------------------------------------------------------------------

@@ -58,3 +58,16 @@ def listing(node: Namespace, what: str = "ruleset") -> str:
 def tables(node: Namespace) -> set[tuple[str, str]]:
     shown = json.loads(node.run("nft", "-j", "list", "tables").stdout)["nftables"]
     return {(t["table"]["family"], t["table"]["name"]) for t in shown if "table" in t}
+
+
+def bridge_netfilter(node: Namespace, on: bool, bridge: str = "") -> None:
+    """Whether what bridges forward passes the packet filter of IP: the node's default, or that of
+    this bridge. Off on both is as on a node without the module br_netfilter."""
+    for key in ("iptables", "ip6tables"):
+        if bridge:
+            key, value = f"nf_call_{key}", str(int(on))
+            node.run("ip", "link", "set", bridge, "type", "bridge", key, value)
+        else:
+            name = f"net/bridge/bridge-nf-call-{key}"
+            assert node.sysctl(name), "kernel: no br_netfilter"
+            node.run("sysctl", "-qw", f"{name}={int(on)}")

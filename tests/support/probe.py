@@ -10,10 +10,12 @@ import errno
 import ipaddress
 import socket
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tests.support.netns import Namespace
 
+PATIENCE = 15.0  # seconds, for what must come: the machine may be busy
 _AGAIN = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ECONNREFUSED)
 
 
@@ -75,6 +77,25 @@ def reaches(client: Namespace, server: Namespace, address: str, timeout: float =
     except AssertionError:
         return False
     return True
+
+
+def all_paths(
+    pods: Sequence[tuple[Namespace, Sequence[str]]], nodes: Sequence[tuple[Namespace, str]]
+) -> None:
+    """Every pod reaches every other, seen with its own address, and each node reaches every pod.
+
+    `pods`: sandbox and addresses, in the same order of families. `nodes`: with an address that each
+    pod reaches, or "".
+    """
+    for sandbox, own in pods:
+        for peer, theirs in pods:
+            if peer is not sandbox:
+                for mine, address in zip(own, theirs, strict=True):
+                    assert tcp(sandbox, peer, address, PATIENCE).source == mine
+        for node, address in nodes:
+            tcp(node, sandbox, own[0], PATIENCE)
+            if address:
+                tcp(sandbox, node, address, PATIENCE)
 
 
 def _connected(

@@ -1,14 +1,59 @@
-"""An HTTP server that answers in place of an API server, as badly as a test wants."""
+"""An HTTP server that answers in place of an API server, as badly as a test wants; and a client."""
 
 from __future__ import annotations
 
 import json
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+
+pytest.importorskip("lightkube", reason="lightkube is missing: pip install '.[kubernetes]'")
+
+from cni_plugin.sources.kubeapi import Api
+from cni_plugin.sources.kubenode import Condition, NodeFacts
+from cni_plugin.sources.kubetypes import Access, Event
+
+NODE = {
+    "apiVersion": "v1",
+    "kind": "Node",
+    "metadata": {
+        "name": "n1",
+        "uid": "u1",
+        "creationTimestamp": "2024-01-01T00:00:00Z",
+        "resourceVersion": "7",
+        "annotations": {"podwire.io/backend": "host-gw", "another/one": "x"},
+    },
+    "spec": {"podCIDR": "10.244.0.0/24", "taints": [{"key": "x"}]},
+    "status": {
+        "addresses": [{"type": "InternalIP", "address": "192.168.1.2"}],
+        "conditions": [
+            {"type": "Ready", "status": "True"},
+            {"type": "NetworkUnavailable", "status": "False", "reason": "R", "message": "m"},
+        ],
+    },
+}
+FACTS = NodeFacts(
+    name="n1",
+    uid="u1",
+    created="2024-01-01T00:00:00Z",
+    annotations={"podwire.io/backend": "host-gw"},
+    addresses=(("InternalIP", "192.168.1.2"),),
+    pod_cidrs=("10.244.0.0/24",),
+    network=Condition("False", "R", "m"),
+)
+EXPIRED = {
+    "kind": "Status",
+    "status": "Failure",
+    "code": 410,
+    "reason": "Expired",
+    "message": "old",
+}
 EMPTY = {"items": [], "metadata": {"resourceVersion": "5"}}
 
 
@@ -24,6 +69,11 @@ class Server(ThreadingHTTPServer):
         self.bodies: list[Any] = []
         self.released = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that has had enough is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -70,3 +120,44 @@ class Handler(BaseHTTPRequestHandler):
     def hang(self, *lines: object) -> None:
         self.stream(*lines, whole=False)
         self.server.released.wait(30)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    thread = threading.Thread(target=made.serve_forever, args=(0.01,))
+    thread.start()
+    yield made
+    made.released.set()
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Access]:
+    """write(**keys) is access by a kubeconfig; keywords go to its cluster, `user` to its user."""
+
+    def make(user: dict[str, str] | None = None, **cluster: Any) -> Access:
+        path = tmp_path / "kubeconfig"
+        content = {
+            "current-context": "c",
+            "clusters": [{"name": "k", "cluster": cluster}],
+            "users": [{"name": "u", "user": user or {}}],
+            "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        }
+        path.write_text(json.dumps(content))
+        return Access(kubeconfig=str(path))
+
+    return make
+
+
+@pytest.fixture
+def api(server: Server, write: Callable[..., Access]) -> Iterator[Api]:
+    made = Api(write(server=server.url, **{"insecure-skip-tls-verify": True}))
+    yield made
+    made.close()
+
+
+def watch(api: Api, version: str = "5") -> list[Event]:
+    return list(api.watch(version, lambda: None))

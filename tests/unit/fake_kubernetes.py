@@ -38,6 +38,7 @@ class FakeApi:
         self.open_fails: list[ApiFailure] = []
         self.refuses: ApiFailure | None = None
         self.connections = 0
+        self.lost: list[str] = []
         self._interrupted = False
 
     def connect(self) -> FakeApi:
@@ -98,6 +99,9 @@ class FakeApi:
     def interrupt(self) -> None:
         self._interrupted = True
         self.said.put(ApiFailure("interrupted"))
+
+    def lose(self, address: str) -> None:
+        self.lost.append(address)
 
     def close(self) -> None:
         pass

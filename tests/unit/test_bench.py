@@ -216,7 +216,7 @@ def test_the_newer_peer_is_named_by_a_variable(monkeypatch, tmp_path):
 
 
 def test_every_scenario_but_the_longest_is_measured_by_default():
-    assert set(scenarios.SCENARIOS) - set(scenarios.DEFAULT) == {"cluster", "soak"}
+    assert set(scenarios.SCENARIOS) - set(scenarios.DEFAULT) == {"cluster", "kubernetes", "soak"}
 
 
 def test_a_place_gives_each_folder_once(tmp_path):

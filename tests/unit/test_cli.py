@@ -223,6 +223,20 @@ def test_status_knows_the_version_of_a_template(run: Run, tmp_path: Path) -> Non
     assert "net, cniVersion 1.0.0, offers up to 1.1.0, mode bridge" in out
 
 
+def test_status_names_plugins_that_are_missing(run: Run, tmp_path: Path) -> None:
+    """Where the folder can be seen; that it is the runtime's can't be told."""
+    path = _conflist(tmp_path / "a.conflist", {"type": "podwire"}, {"type": "portmap"})
+    (tmp_path / "bin").mkdir()
+    options = ("status", "--config", str(path), "--cni-path", f"/nowhere:{tmp_path}/bin")
+    assert "is not in" not in run(*options)[1]
+    (tmp_path / "bin/podwire").touch()
+    _, out, _ = run(*options)
+    assert f"warning    plugin portmap is not in /nowhere and {tmp_path}/bin" in out
+    _, out, _ = run(*options, "--json")
+    (missing,) = json.loads(out)["missing"]
+    assert missing["plugin"] == "portmap"
+
+
 def test_status_of_an_inventory(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "nodes.json"
     path.write_text(json.dumps({"nodes": [{"name": "n1"}]}))

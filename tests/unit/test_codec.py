@@ -38,6 +38,7 @@ REQUESTS = {
     "dump_links of a kind": lambda: messages.dump_links(kind="veth"),
     "dump_links of a bridge": lambda: messages.dump_links(master=7),
     "create_bridge": lambda: messages.create_bridge("cni0", MAC, 0),
+    "create_bridge, filtered": lambda: messages.create_bridge("cni0", MAC, 0, filtered=True),
     "create_bridge with an MTU": lambda: messages.create_bridge("cni0", MAC, 9000),
     "set_bridge": lambda: messages.set_bridge(3, "cni0", False, "", ""),
     "set_bridge with all": lambda: messages.set_bridge(3, "cni0", True, MAC, "podwire bridge"),

@@ -65,7 +65,8 @@ def test_what_a_node_adds() -> None:
         ],
     }
     del plain["ipam"]
-    assert added == {**plain, "nodes": NODES, "nodeName": "n1", "mtu": 1450}
+    mark = {conflists.MARK: added[conflists.MARK]}
+    assert added == {**plain, "nodes": NODES, "nodeName": "n1", "mtu": 1450, **mark}
     assert found == {
         "cniVersion": "1.0.0",
         "cniVersions": ["1.0.0", "1.1.0"],
@@ -152,6 +153,54 @@ def test_any_template_is_used_or_refused(template: dict[str, Any]) -> None:
         assert is_ours(render(template, SUBNETS, NODES, "n1", 1450))
     except CniError as e:
         assert e.code == Code.INVALID_CONFIG
+
+
+# --- and back ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mtu", [0, 1450])
+def test_a_template_of_what_was_made(mtu: int) -> None:
+    """What is made of it is the same file, whatever the MTU is now."""
+    template = {
+        "name": "net",
+        "cniVersion": "1.0.0",
+        "plugins": [
+            {"type": "tuning"},
+            {"type": "podwire", "ipam": {"type": "podwire-ipam", "dataDir": "/d"}, "ipMasq": True},
+        ],
+    }
+    text = render(template, SUBNETS, NODES, "n1", mtu)
+    former = conflists.template_of(text)
+    assert former is not None
+    assert render(former, SUBNETS, NODES, "n1", mtu) == text
+    if mtu:
+        assert render(former, SUBNETS, NODES, "n1", 1400) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", conflists.plain(["10.0.0.0/24"], ""), '{"_podwire": "", "plugins": 1}']
+)
+def test_no_template_of_anything_else(text: str) -> None:
+    assert conflists.template_of(text) is None
+
+
+def test_stamps_of_a_folder(tmp_path: Path) -> None:
+    assert conflists.stamps(str(tmp_path / "none")) == ()
+    seen = [conflists.stamps(str(tmp_path))]
+
+    def differs() -> bool:
+        seen.append(conflists.stamps(str(tmp_path)))
+        return seen[-1] not in seen[:-1]
+
+    path = tmp_path / "a.conf"
+    path.write_text("{}")
+    assert differs()
+    path.write_text("{ }")
+    assert differs()
+    (tmp_path / ".a.conf.new").write_text("{}")
+    assert not differs()
+    path.rename(tmp_path / "b.conf")
+    assert differs()
 
 
 # --- whose it is, and where it lies -----------------------------------------------------------

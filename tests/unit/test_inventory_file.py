@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cni_plugin.crossnode import CrossNode
@@ -54,6 +56,53 @@ def test_a_line_for_each_node_and_nothing_that_is_not_known() -> None:
         '{"name": "c", "addresses": ["192.168.1.4"]}\n'
         "]}\n"
     )
+
+
+_written = st.lists(
+    st.tuples(st.sampled_from("abcdef"), st.sampled_from(["192.168.1.2", "192.168.1.3"])),
+    unique_by=lambda each: each[0],
+    max_size=6,
+)
+
+
+@given(st.lists(st.tuples(_written, st.sampled_from(["", "gone", "other"])), max_size=6))
+@settings(deadline=None)
+def test_a_line_that_is_known_is_not_made_again(
+    turns: list[tuple[list[tuple[str, str]], str]],
+) -> None:
+    """And the file says the same, whatever was written before and happened to it."""
+    known: inventory.Lines = {}
+    objects: dict[tuple[str, str], Node] = {}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "nodes.json"
+        for drawn, harm in turns:
+            nodes = tuple(objects.setdefault(each, node(*each)) for each in drawn)
+            if harm == "gone":
+                path.unlink(missing_ok=True)
+            elif harm == "other":
+                path.write_text("{}")
+            before = path.read_bytes() if path.exists() else None
+            with patch.object(inventory.entries, "line", wraps=inventory.entries.line) as line:
+                written = write(str(path), nodes, known)
+            assert path.read_bytes() == encode(nodes)
+            assert written or before == encode(nodes)
+            assert line.call_count <= len(nodes)
+            with patch.object(inventory.entries, "line", side_effect=AssertionError):
+                assert not write(str(path), nodes, known)
+
+
+def test_one_new_line_among_many() -> None:
+    many = [node(f"n{number:04}", f"10.0.{number >> 8}.{number & 255}") for number in range(600)]
+    known: inventory.Lines = {}
+    with TemporaryDirectory() as folder:
+        path = f"{folder}/nodes.json"
+        write(path, many, known)
+        many[300] = node("n0300", "10.1.0.1")
+        del many[20]
+        with patch.object(inventory.entries, "line", wraps=inventory.entries.line) as line:
+            write(path, many, known)
+        assert line.call_count == 1
+        assert Path(path).read_bytes() == encode(many)
 
 
 def test_what_is_written_is_read_again() -> None:

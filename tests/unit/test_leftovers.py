@@ -45,9 +45,11 @@ def test_what_an_agent_knew_of_its_cluster(tmp_path):
     paths = [tmp_path / name for name in files]
     for path, text in zip(paths, files.values(), strict=True):
         path.write_text(text)
-    assert leftovers.cluster_files(*map(str, paths)) == [str(path) for path in paths]
+    lock = tmp_path / "nodes.json.lock"
+    lock.touch()
+    assert leftovers.cluster_files(*map(str, paths)) == [*map(str, paths), str(lock)]
     assert list(tmp_path.iterdir()) == []
     assert leftovers.cluster_files(*map(str, paths)) == []
-    for path in paths:
+    for path in (*paths, lock):
         path.write_text("somebody else's")
     assert leftovers.cluster_files(*map(str, paths)) == []

@@ -144,6 +144,15 @@ def test_probes_ask_the_agent(agent: Object) -> None:
     assert alive["periodSeconds"] * (alive["failureThreshold"] - 1) > 120
 
 
+def test_a_start_is_noticed_at_once_and_may_take_as_long_as_a_silence(agent: Object) -> None:
+    """Until it has succeeded nobody asks whether the agent is ready. It asks for nothing that the
+    cluster gives, so an agent without a subnet is not restarted."""
+    start, alive = agent["startupProbe"], agent["livenessProbe"]
+    assert start["exec"]["command"] == alive["exec"]["command"]
+    assert start["periodSeconds"] == 1
+    assert start["failureThreshold"] >= alive["periodSeconds"] * alive["failureThreshold"]
+
+
 # --- paths ----------------------------------------------------------------------------------------
 
 
@@ -209,7 +218,10 @@ def test_kind_leaves_the_network_to_podwire() -> None:
 
 _FAKE = """#!/bin/sh
 echo "$(basename "$0") $*" >>"$CALLS"
-case "$*" in *"get namespace podwire"*) echo "$FOUND" ;; esac
+case "$*" in
+*"get namespace podwire"*) echo "$FOUND" ;;
+*"--container-runtime containerd"*"--cni false"*) exit 64 ;; # as minikube does
+esac
 """
 
 
@@ -273,6 +285,15 @@ def test_make_brings_a_cluster_up(tmp_path: Path, target: str, context: str) -> 
         "--namespace podwire rollout status daemonset/podwire --timeout 300s",
         "wait --for condition=Ready nodes --all --timeout 300s",
     ]
+
+
+def test_minikube_applies_the_manifest_itself(tmp_path: Path) -> None:
+    """Its path is absolute: minikube reads it again at each later start, from wherever that is."""
+    _, _, calls = make(tmp_path, "minikube", "docker", "minikube", "kubectl")
+    (start,) = (call for call in calls if call.startswith("minikube start "))
+    given = Path(start.split(" --cni ")[1])
+    assert given.is_absolute()
+    assert given.samefile(_CONF / "podwire.yaml")
 
 
 def test_make_starts_agents_again_that_were_there(tmp_path: Path) -> None:

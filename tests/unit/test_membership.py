@@ -6,15 +6,17 @@ import time
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cni_plugin.membership import INVALID, NO_ADDRESS, OVERLAP, Membership, Refusal
+from cni_plugin.membership import INVALID, NO_ADDRESS, OVERLAP, VTEP, Membership, Refusal
 from cni_plugin.sources import Away, Change, Gone, Listed, Member, Put
 from cni_plugin.spec import IPNetwork
 from ipam import inventory
-from ipam.nodes import Node, is_unreachable
+from ipam.nodes import Node, is_mac, is_unreachable
 from ipam.overlaps import refuse_overlaps
+from ipam.peers import vtep_mac
 
 
 def member(name: str, address: str = "", *cidrs: str, since: str = "1", **more: object) -> Member:
@@ -67,6 +69,7 @@ def test_nodes_come_by_name_with_all_they_have() -> None:
         Node("b", B.addresses, (), B.pod_cidrs, ip_address("10.0.0.3"), "0a:00:00:00:00:03"),
     )
     assert membership.own() == A
+    assert (membership.first(), Membership("a").first()) == ("a", "")
     assert membership.refusals() == ()
 
 
@@ -243,8 +246,6 @@ def test_addresses_that_nobody_can_reach() -> None:
 
 
 def test_what_can_not_be_written_into_an_inventory_is_left_out() -> None:
-    for mac in ("0A:00:00:00:00:01", "01:00:5e:00:00:01", "00:00:00:00:00:00", "x"):
-        assert of(A._replace(vtep_mac=mac)).nodes()[0].vtep_mac == ""
     nowhere = A._replace(overlay_address=ip_address("127.0.0.1"))
     assert of(nowhere).nodes()[0].overlay_address is None
     membership = of(A._replace(name="a b"), B)
@@ -252,13 +253,143 @@ def test_what_can_not_be_written_into_an_inventory_is_left_out() -> None:
     assert [each.name for each in membership.refusals()] == ["a b"]
 
 
-def test_a_link_layer_address_that_two_say_they_have_is_nobodys() -> None:
-    mac = "0a:00:00:00:00:01"
-    membership = of(A._replace(vtep_mac=mac), B)
-    assert membership.apply(Put(B._replace(vtep_mac=mac)))
-    assert [node.vtep_mac for node in membership.nodes()] == ["", ""]
-    assert membership.apply(Put(B._replace(vtep_mac="0a:00:00:00:00:02")))
-    assert [node.vtep_mac for node in membership.nodes()] == [mac, "0a:00:00:00:00:02"]
+# --- what members announce --------------------------------------------------------------------
+
+
+MAC, MAC_2 = "0a:00:00:00:00:01", "0a:00:00:00:00:02"
+
+
+def macs(membership: Membership) -> list[str]:
+    return [node.vtep_mac for node in membership.nodes()]
+
+
+def overlays(membership: Membership) -> list[str]:
+    return [str(node.overlay_address or "") for node in membership.nodes()]
+
+
+def saying(each: Member, address: str) -> Member:
+    return each._replace(overlay_address=ip_address(address))
+
+
+def test_who_came_first_keeps_a_link_layer_address() -> None:
+    """That of a node of flannel's follows from nothing: without it, it has none."""
+    first, late = B._replace(vtep_mac=MAC), C._replace(vtep_mac=MAC)
+    for membership in (of(A, first, late), told(Put(late), Put(A), Put(first))):
+        assert macs(membership) == ["", MAC, ""]
+        assert reasons(membership) == [("c", VTEP, "b")]
+        assert "node c announces" in only(membership).message
+        assert "node b has, which came first" in only(membership).message
+    assert membership.apply(Put(B._replace(vtep_mac=MAC_2)))
+    assert macs(membership) == ["", MAC_2, MAC]
+    assert membership.refusals() == ()
+    membership.apply(Put(first))
+    assert macs(membership) == ["", MAC, ""]
+    membership.apply(Gone("b"))
+    assert macs(membership) == ["", MAC]
+
+
+@pytest.mark.parametrize("victim", ["a", "c"], ids=["this node's", "another's"])
+def test_nobody_announces_what_follows_from_the_name_of_another(victim: str) -> None:
+    """However old it is, and whether or not that one has announced it."""
+    mac = vtep_mac(1, victim)
+    claimant = B._replace(vtep_mac=mac, since="0")
+    membership = of(A, claimant, C)
+    assert macs(membership) == ["", "", ""]
+    assert reasons(membership) == [("b", VTEP, victim)]
+    assert f"follows from the name of node {victim}" in only(membership).message
+    victims = {"a": A, "c": C}[victim]
+    membership.apply(Put(victims._replace(vtep_mac=mac)))
+    said = dict(zip("abc", macs(membership), strict=True))
+    assert said[victim] == ("" if victim == "a" else mac)
+    assert reasons(membership) == [("b", VTEP, victim)]
+    membership.apply(Gone(victim))
+    assert macs(membership)[0 if victim == "a" else 1] == mac
+
+
+def test_what_follows_from_a_name_depends_on_the_overlay() -> None:
+    claimant = B._replace(vtep_mac=vtep_mac(7, "c"))
+    membership = of(A, claimant, C)
+    assert membership.refusals() == ()
+    assert membership.overlay_of(7)
+    assert not membership.overlay_of(7)
+    assert reasons(membership) == [("b", VTEP, "c")]
+    assert membership.overlay_of(1)
+    assert macs(membership) == ["", claimant.vtep_mac, ""]
+
+
+def test_a_link_layer_address_of_no_station() -> None:
+    for mac in ("01:00:5e:00:00:01", "00:00:00:00:00:00", "x"):
+        membership = of(A, B._replace(vtep_mac=mac))
+        assert macs(membership) == ["", ""]
+        assert reasons(membership) == [("b", VTEP, "")]
+        assert "no single station" in only(membership).message
+
+
+def test_the_overlay_goes_where_a_member_says() -> None:
+    for address in ("192.168.1.3", "203.0.113.3"):
+        membership = of(A, saying(B, address))
+        assert overlays(membership) == ["", address]
+        assert membership.refusals() == ()
+
+
+@pytest.mark.parametrize(
+    ("address", "word", "holder"),
+    [
+        ("192.168.1.2", "the node that was to send", ""),
+        ("192.168.1.4", "the address of node c", "c"),
+        ("10.244.3.9", "inside podCIDR 10.244.3.0/24 of node c", "c"),
+        ("10.244.2.9", "inside podCIDR 10.244.2.0/24 of node b", "b"),
+        ("192.168.1.255", "no node's address in 192.168.1.0/24 (eth0)", ""),
+        ("192.168.1.0", "no node's address", ""),
+        ("203.0.113.1", "no node's address in 203.0.113.1/32 (the API server)", ""),
+        ("255.255.255.255", "no other node can send to", ""),
+        ("127.0.0.1", "no other node can send to", ""),
+        ("fd00:1::3", "has no IPv6 address", ""),
+    ],
+)
+def test_where_the_overlay_can_not_go(address: str, word: str, holder: str) -> None:
+    """It goes to the node's own address then."""
+    membership = of(A, saying(B, address), C)
+    local = [("eth0", ip_network("192.168.1.0/24")), ("the API server", ip_network("203.0.113.1"))]
+    membership.keep_out(local)
+    assert overlays(membership) == ["", "", ""]
+    assert reasons(membership) == [("b", VTEP, holder)]
+    assert word in only(membership).message
+    assert membership.apply(Put(B))
+    assert membership.refusals() == ()
+
+
+def test_who_came_first_has_the_overlay_sent_somewhere() -> None:
+    first, late = saying(B, "203.0.113.3"), saying(C, "203.0.113.3")
+    for membership in (of(A, first, late), told(Put(late), Put(A), Put(first))):
+        assert overlays(membership) == ["", "203.0.113.3", ""]
+        assert reasons(membership) == [("c", VTEP, "b")]
+    membership.apply(Gone("b"))
+    assert overlays(membership) == ["", "203.0.113.3"]
+
+
+def test_an_announcement_takes_nobodys_address_or_subnet() -> None:
+    """However old the node is that announces it."""
+    early = saying(B, "192.168.1.9")._replace(since="0")
+    membership = of(A, early)
+    assert overlays(membership) == ["", "192.168.1.9"]
+    membership.apply(Put(C._replace(addresses=(ip_address("192.168.1.9"),))))
+    assert overlays(membership) == ["", "", ""]
+    assert [node.name for node in membership.nodes()] == ["a", "b", "c"]
+    assert reasons(membership) == [("b", VTEP, "c")]
+    membership.apply(Put(member("c", "192.168.1.4", "192.168.1.8/29", since="3")))
+    assert subnets(membership)["c"] == ["192.168.1.8/29"]
+    assert reasons(membership) == [("b", VTEP, "c")]
+    membership.apply(Gone("c"))
+    assert overlays(membership) == ["", "192.168.1.9"]
+
+
+def test_what_this_node_announced_is_left_out() -> None:
+    """It announces what it has: what is there may be from before its address changed."""
+    for own in (saying(A, "192.168.1.4")._replace(vtep_mac="x"), saying(A, "203.0.113.9")):
+        membership = of(own, C)
+        assert (macs(membership), overlays(membership)) == (["", ""], ["", ""])
+        assert membership.refusals() == ()
 
 
 # --- any sequence of changes ------------------------------------------------------------------
@@ -283,7 +414,9 @@ _members = st.builds(
     st.lists(st.sampled_from(_NETWORKS), max_size=3).map(tuple),
     st.sampled_from("123"),
     overlay_address=st.none() | st.sampled_from(_ADDRESSES),
-    vtep_mac=st.sampled_from(["", "0a:00:00:00:00:01", "01:00:00:00:00:00", "?"]),
+    vtep_mac=st.sampled_from(
+        ["", MAC, MAC_2, "01:00:00:00:00:00", "?", *(vtep_mac(v, n) for n in "abc" for v in (1, 2))]
+    ),
     problem=st.sampled_from(["", "spec.podCIDR: no CIDR"]),
 )
 _changes = st.lists(
@@ -329,6 +462,70 @@ def test_any_sequence_gives_a_valid_inventory_that_tells_only_of_the_last_member
     anew = of(*members.values())
     assert (nodes, membership.refusals()) == (anew.nodes(), anew.refusals())
     assert membership.own() == anew.own()
+
+
+_SERVER = ("the API server", ip_network("192.168.1.3"))
+_LOCALS = ([], [("eth0", ip_network("10.0.0.0/26"))], [_SERVER, ("eth0", ip_network("fd00::/64"))])
+
+
+@given(st.lists(st.tuples(_changes, st.sampled_from(_LOCALS), st.sampled_from([1, 2])), max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_what_this_node_has_is_heeded_whenever_it_is_told(
+    parts: list[tuple[list[Change], list[tuple[str, IPNetwork]], int]],
+) -> None:
+    """Links and the overlay of this node may change at any time."""
+    membership = Membership("a")
+    for changes, local, vni in parts:
+        for change in changes:
+            membership.apply(change)
+        membership.keep_out(local)
+        membership.overlay_of(vni)
+    anew = Membership("a")
+    anew.keep_out(parts[-1][1] if parts else [])
+    anew.overlay_of(parts[-1][2] if parts else 1)
+    anew.apply(Listed(tuple(final([c for changes, *_ in parts for c in changes]).values())))
+    assert (membership.nodes(), membership.refusals()) == (anew.nodes(), anew.refusals())
+
+
+@given(_changes)
+@settings(max_examples=150, deadline=None)
+def test_who_is_refused_what_it_announces_without_an_index(changes: Sequence[Change]) -> None:
+    """The rules as they read, all members compared."""
+    members = sorted(final(changes).values(), key=lambda m: (m.since, m.name))
+    membership = told(*changes)
+    nodes = {node.name: node for node in membership.nodes()}
+    derived = {vtep_mac(1, each.name): each.name for each in members}
+    first: dict[str, str] = {}
+    for each in members:
+        first.setdefault(each.vtep_mac, each.name)
+    told_to: dict[str, str] = {}
+    for each in members:
+        told_to.setdefault(str(each.overlay_address), each.name)
+    own = next((m.addresses for m in members if m.name == "a"), ())
+    for each in members:
+        if each.name not in nodes or each.name == "a":  # this node itself
+            continue
+        node, mac, said = nodes[each.name], each.vtep_mac, each.overlay_address
+        stands = is_mac(mac) and derived.get(mac, first[mac]) == each.name
+        assert node.vtep_mac == (mac if stands else "")
+        if said is None:
+            assert node.overlay_address is None
+            continue
+        stood = [standing(members, m.name) for m in members]
+        others = [ip_network(a) for m in stood if m.name != each.name for a in m.addresses]
+        others += [subnet for m in stood for subnet in m.pod_cidrs]
+        free = not any(network.version == said.version and said in network for network in others)
+        usable = not is_unreachable(said) and said not in own and free
+        usable = usable and any(a.version == said.version for a in node.addresses)
+        usable = usable and told_to[str(said)] == each.name
+        assert node.overlay_address == (said if usable or said in node.addresses else None)
+
+
+def standing(members: Sequence[Member], name: str) -> Member:
+    """What of a member's stands, also of one that is no node: as its own table says."""
+    own = told(Listed(tuple(members)), own=name).own()
+    assert own is not None
+    return own
 
 
 @given(_changes)

@@ -6,7 +6,7 @@ import http.server
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 from hypothesis import given
@@ -273,6 +273,34 @@ def test_a_watch_is_where_its_events_are_not_where_etcd_is(
         for revision, _ in watch.batches(10):
             seen.append(revision)
     assert seen == [10, 11, 100]
+
+
+@pytest.mark.parametrize(
+    ("status", "lives"),
+    [(200, True), (403, True), (503, False), (0, False)],
+    ids=["answers", "refuses", "can't", "hangs"],
+)
+def test_whether_the_member_of_a_watch_lives(server: Server, status: int, lives: bool) -> None:
+    ended = Event()
+
+    def answer(path: str, body: dict[str, object]) -> Answer:
+        if path == "/v3/watch":
+            return 200, json.dumps(CREATED).encode()
+        asked.append(body)
+        if not status:
+            ended.wait(30)
+        return status or 200, b"{}"
+
+    asked: list[dict[str, object]] = []
+    server.answer = answer
+    nobody = Endpoint("127.0.0.1", 1, False)
+    gateway = Gateway([endpoint(server), nobody], timeout=0.3)
+    with gateway.watch("/podwire/", 10) as watch:
+        assert watch.lives() is lives
+    assert asked[0]["serializable"] is True, "the others have no part in it"
+    assert gateway._first == (0 if lives else 1), "who is asked first from now on"
+    ended.set()
+    gateway.close()
 
 
 def test_nothing_works_once_it_is_closed(gateway: Gateway) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cni_plugin.sources import Away, Gone, Listed, Put, kubernetes
+from cni_plugin.sources import Announcement, Away, Gone, Listed, Put, kubernetes
 from cni_plugin.sources.kubenode import Condition, NodeFacts, member_of
 from cni_plugin.sources.kubernetes import KubernetesSource, Options
 from cni_plugin.sources.kubetypes import ApiFailure
@@ -157,6 +157,16 @@ def test_pauses_grow_to_half_a_minute_and_differ() -> None:
         drawn = {kubernetes.pause(failures) for _ in range(50)}
         assert len(drawn) > 1
         assert all(max(0.5, longest / 2) <= one <= longest for one in drawn)
+
+
+def test_an_address_that_the_node_loses_concerns_both_connections(follow: Follow) -> None:
+    """The one that hears and the one that tells."""
+    api = FakeApi(node("n1"))
+    followed = follow(api)
+    followed.next()
+    followed.source.announce(Announcement(backend="host-gw"))
+    followed.source._lose("192.168.1.2")
+    assert api.lost == ["192.168.1.2"] * 2
 
 
 def test_stopped_before_it_began(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,102 +1,30 @@
-"""What is asked of an API server, and which of its answers are failures."""
+"""What is asked of an API server, and how it is reached."""
 
 from __future__ import annotations
 
-import json
 import re
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("lightkube", reason="lightkube is missing: pip install '.[kubernetes]'")
-
-from cni_plugin.sources import kubeapi, kubeconnect
+from cni_plugin.sources import kubeconnect
 from cni_plugin.sources.kubeapi import Api
-from cni_plugin.sources.kubenode import Condition, NodeFacts
+from cni_plugin.sources.kubenode import NodeFacts
 from cni_plugin.sources.kubetypes import Access, ApiFailure, Event
-from tests.unit.fake_apiserver import Handler, Server
-
-NODE = {
-    "apiVersion": "v1",
-    "kind": "Node",
-    "metadata": {
-        "name": "n1",
-        "uid": "u1",
-        "creationTimestamp": "2024-01-01T00:00:00Z",
-        "resourceVersion": "7",
-        "annotations": {"podwire.io/backend": "host-gw", "another/one": "x"},
-    },
-    "spec": {"podCIDR": "10.244.0.0/24", "taints": [{"key": "x"}]},
-    "status": {
-        "addresses": [{"type": "InternalIP", "address": "192.168.1.2"}],
-        "conditions": [
-            {"type": "Ready", "status": "True"},
-            {"type": "NetworkUnavailable", "status": "False", "reason": "R", "message": "m"},
-        ],
-    },
-}
-FACTS = NodeFacts(
-    name="n1",
-    uid="u1",
-    created="2024-01-01T00:00:00Z",
-    annotations={"podwire.io/backend": "host-gw"},
-    addresses=(("InternalIP", "192.168.1.2"),),
-    pod_cidrs=("10.244.0.0/24",),
-    network=Condition("False", "R", "m"),
+from cni_plugin.spec import CniError, Code
+from tests.unit.fake_apiserver import (
+    FACTS,
+    NODE,
+    Handler,
+    Server,
+    api,
+    server,
+    write,
 )
-EXPIRED = {
-    "kind": "Status",
-    "status": "Failure",
-    "code": 410,
-    "reason": "Expired",
-    "message": "old",
-}
 
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    made = Server()
-    thread = threading.Thread(target=made.serve_forever, args=(0.01,))
-    thread.start()
-    yield made
-    made.released.set()
-    made.shutdown()
-    thread.join()
-    made.server_close()
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[..., Access]:
-    """write(**keys) is access by a kubeconfig; keywords go to its cluster, `user` to its user."""
-
-    def make(user: dict[str, str] | None = None, **cluster: Any) -> Access:
-        path = tmp_path / "kubeconfig"
-        content = {
-            "current-context": "c",
-            "clusters": [{"name": "k", "cluster": cluster}],
-            "users": [{"name": "u", "user": user or {}}],
-            "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        }
-        path.write_text(json.dumps(content))
-        return Access(kubeconfig=str(path))
-
-    return make
-
-
-@pytest.fixture
-def api(server: Server, write: Callable[..., Access]) -> Iterator[Api]:
-    made = Api(write(server=server.url, **{"insecure-skip-tls-verify": True}))
-    yield made
-    made.close()
-
-
-def watch(api: Api, version: str = "5") -> list[Event]:
-    return list(api.watch(version, lambda: None))
-
+__all__ = ["api", "server", "write"]
 
 # --- what is asked ------------------------------------------------------------------------------
 
@@ -175,135 +103,6 @@ def test_the_token_is_read_for_each_request(server: Server, tmp_path: Path, writ
     assert [one[3] for one in server.seen] == ["Bearer one", "Bearer two"]
 
 
-# --- what is a failure --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("answer", "said", "gone"),
-    [
-        (lambda h: h.say({**EXPIRED, "code": 403, "message": "no"}, 403), r"no \(403\)", False),
-        (lambda h: h.say(EXPIRED, 410), r"old \(410\)", True),
-        (
-            lambda h: h.say(b"<html>", 502, "text/html"),
-            r"Bad Gateway \(502\)|502 Bad Gateway",
-            False,
-        ),
-        (lambda h: h.say(b"<html>"), "not what an API server says", False),
-        (lambda h: h.say({"items": [{"metadata": {"name": 7}}]}), "not what an API", False),
-        (lambda h: h.say(b"{", 500), "not what an API server says|Internal Server Error", False),
-    ],
-    ids=["refused", "gone", "proxy", "html", "types", "half an error"],
-)
-@pytest.mark.parametrize("asked", ["list", "watch"])
-def test_an_answer_that_is_none(
-    api: Api, server: Server, asked: str, answer: Any, said: str, gone: bool
-) -> None:
-    server.answer = answer
-    with pytest.raises(ApiFailure, match=said) as caught:
-        api.nodes(lambda node: None) if asked == "list" else watch(api)
-    assert caught.value.gone is gone
-    assert server.url in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("lines", "said", "gone"),
-    [
-        ([{"type": "ERROR", "object": EXPIRED}], r"old \(410\)", True),
-        ([{"type": "ERROR", "object": {**EXPIRED, "code": 500}}], r"old \(500\)", False),
-        ([b'{"type": "ADDED", "obj\n'], "not what an API server says", False),
-        ([{"type": "ADDED", "object": {"metadata": []}}], "not what an API server says", False),
-    ],
-    ids=["expired", "internal", "half a line", "types"],
-)
-def test_a_watch_that_says_what_is_no_event(
-    api: Api, server: Server, lines: list[Any], said: str, gone: bool
-) -> None:
-    server.answer = lambda handler: handler.stream({"type": "ADDED", "object": NODE}, *lines)
-    heard: list[Event] = []
-    with pytest.raises(ApiFailure, match=said) as caught:
-        heard.extend(api.watch("5", lambda: None))
-    assert caught.value.gone is gone
-    server.answer = lambda handler: handler.stream({"type": "DELETED", "object": NODE})
-    assert watch(api) == [Event("DELETED", FACTS, "7")], "it is of use after that"
-
-
-def test_a_watch_that_breaks_off(api: Api, server: Server) -> None:
-    server.answer = lambda handler: handler.stream({"type": "ADDED", "object": NODE}, whole=False)
-    heard: list[Event] = []
-    with pytest.raises(ApiFailure, match="RemoteProtocolError"):
-        for event in api.watch("5", lambda: None):
-            heard.append(event)
-    assert heard == [Event("ADDED", FACTS, "7")]
-
-
-def test_a_watch_that_should_have_ended(
-    api: Api, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The connection lives and the server says nothing: the end of it was asked for."""
-    monkeypatch.setattr(kubeapi, "_WATCH_SECONDS", (1, 1))
-    monkeypatch.setattr(kubeconnect, "_SPARE_SECONDS", 0.2)
-    server.answer = lambda handler: handler.hang()
-    began = time.monotonic()
-    with pytest.raises(ApiFailure, match="ReadTimeout"):
-        watch(api)
-    assert 1.1 < time.monotonic() - began < 5
-
-
-def test_the_end_of_a_watch_is_the_callers_to_answer(api: Api, server: Server) -> None:
-    """The library itself would ask again at once, for ever."""
-    server.answer = lambda handler: handler.stream()
-    assert watch(api) == []
-    assert len(server.seen) == 1
-    assert watch(api) == []
-    assert len(server.seen) == 2
-
-
-def test_a_watch_is_ended_from_another_thread(api: Api, server: Server) -> None:
-    server.answer = lambda handler: handler.hang()
-    ended: list[float] = []
-
-    def interrupt() -> None:
-        ended.append(time.monotonic())
-        api.interrupt()
-
-    opened = threading.Timer(0.2, interrupt)
-    with pytest.raises(ApiFailure):
-        list(api.watch("5", opened.start))
-    assert time.monotonic() - ended[0] < 1
-    opened.join()
-    with pytest.raises(ApiFailure, match="interrupted"):
-        api.nodes(lambda node: None)
-    assert len(server.seen) == 1
-
-
-def test_a_list_that_hangs_is_ended_from_another_thread(api: Api, server: Server) -> None:
-    asked = threading.Event()
-
-    def answer(handler: Handler) -> None:
-        asked.set()
-        server.released.wait(30)
-
-    def interrupt() -> None:
-        asked.wait(30)
-        api.interrupt()
-
-    server.answer = answer
-    other = threading.Thread(target=interrupt)
-    other.start()
-    began = time.monotonic()
-    with pytest.raises(ApiFailure):
-        api.nodes(lambda node: None)
-    other.join()
-    assert time.monotonic() - began < 2
-
-
-def test_nobody_there(write: Callable[..., Access]) -> None:
-    api = Api(write(server="https://127.0.0.1:1", **{"insecure-skip-tls-verify": True}))
-    with pytest.raises(ApiFailure, match=r"https://127\.0\.0\.1:1: ConnectError: .*refused"):
-        api.nodes(lambda node: None)
-    api.close()
-
-
 # --- how to get there ---------------------------------------------------------------------------
 
 
@@ -325,6 +124,21 @@ def test_a_kubeconfig_that_is_none(tmp_path: Path, content: str | None, said: st
     with pytest.raises(ApiFailure, match=said) as caught:
         Api(Access(kubeconfig=str(path)))
     assert str(path) in str(caught.value) or "context" in str(caught.value).lower()
+
+
+def test_a_kubeconfig_that_is_named_has_to_be_of_use(
+    tmp_path: Path, write: Callable[..., Access]
+) -> None:
+    """The option is named, and nobody is asked."""
+    cluster = {"server": "https://127.0.0.1:1", "insecure-skip-tls-verify": True}
+    kubeconnect.refuse_wrong(write(**cluster).kubeconfig, "--kubeconfig")
+    unsigned = write(server="https://127.0.0.1:1", **{"certificate-authority": "none.crt"})
+    for path in (str(tmp_path / "none"), str(tmp_path), unsigned.kubeconfig):
+        with pytest.raises(CniError) as caught:
+            kubeconnect.refuse_wrong(path, "--kubeconfig")
+        assert caught.value.code == Code.INVALID_CONFIG
+        assert caught.value.msg.startswith("--kubeconfig: expected a kubeconfig that can be used (")
+        assert caught.value.msg.endswith(f'got "{path}"')
 
 
 def test_a_kubeconfig_has_to_name_who_signed(write: Callable[..., Access]) -> None:

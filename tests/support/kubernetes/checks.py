@@ -5,12 +5,31 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 from tests.support import netns
-from tests.support.kubernetes import reach
+from tests.support.kubernetes import objects, reach
 from tests.support.kubernetes.cluster import Cluster
 from tests.support.kubernetes.node import Leftovers, Node
 from tests.support.kubernetes.objects import Pod
 
 NOTHING = Leftovers((), (), (), ())
+HOST_PORT = 8080
+TRIES = 8  # a machine may be busy, and kube-proxy late
+
+
+def pods_reach_pods_and_nodes(cluster: Cluster) -> None:
+    """A DaemonSet "web" and a Deployment "many"; host ports; a Service; exec and logs."""
+    default_account(cluster)
+    cluster.apply(
+        objects.daemon_set("web", HOST_PORT),
+        objects.deployment("many", 3),
+        objects.service("web", "web"),
+    )
+    web, many = cluster.wait_for_pods("web", 3), cluster.wait_for_pods("many", 3)
+    assert {pod.node for pod in web} == {node.name for node in cluster.nodes}
+    addresses_of_their_nodes(cluster, web + many)
+    all_reach_all(cluster, web + many)
+    exec_and_logs(cluster, web)
+    host_ports(cluster, web, HOST_PORT)
+    service(cluster, "web", web)
 
 
 def addresses_of_their_nodes(cluster: Cluster, pods: list[Pod]) -> None:
@@ -38,7 +57,7 @@ def all_reach_all(cluster: Cluster, pods: list[Pod]) -> None:
 
 def _wrong(cluster: Cluster, source: Pod | Node, targets: list[tuple[str, int]]) -> list[str]:
     own = source.addresses if isinstance(source, Pod) else _all_addresses(source)
-    answers = cluster.asks(source, targets, tries=2)
+    answers = cluster.asks(source, targets, TRIES)
     assert set(answers) == set(targets), answers
     return [
         f"{source.name} {own} to {address}:{port}: seen as {answer.source or 'nobody'}"
@@ -67,7 +86,7 @@ def host_ports(cluster: Cluster, pods: list[Pod], port: int) -> None:
     }
     sources: list[Pod | Node | None] = [None, *cluster.nodes, pods[0]]
     for source in sources:
-        answers = cluster.asks(source, list(targets), tries=3)
+        answers = cluster.asks(source, list(targets), TRIES)
         found = {target: answer.host for target, answer in answers.items()}
         assert found == targets, source
 
@@ -80,7 +99,7 @@ def service(cluster: Cluster, name: str, pods: list[Pod]) -> None:
     names = {pod.name for pod in pods}
     clients: list[Pod | Node] = [*pods, *cluster.nodes]
     for source in clients:
-        for target, answer in cluster.asks(source, targets, tries=8).items():
+        for target, answer in cluster.asks(source, targets, TRIES).items():
             assert answer.host in names, (source, target, answer.host)
             if isinstance(source, Pod) and answer.host != source.name:
                 assert answer.source in source.addresses, (source, target, answer.source)
@@ -93,7 +112,7 @@ def exec_and_logs(cluster: Cluster, pods: list[Pod]) -> None:
         assert "serving" in cluster.logs(pod)
 
 
-def nothing_of_pods(cluster: Cluster, seconds: float = 90) -> None:
+def nothing_of_pods(cluster: Cluster, seconds: float = 180) -> None:
     """No veth, address or host port is left on any node, after the DELs that are still to come."""
     for node in cluster.nodes:
         cluster.wait(
@@ -107,4 +126,4 @@ def nothing_of_pods(cluster: Cluster, seconds: float = 90) -> None:
 def default_account(cluster: Cluster) -> None:
     """Until pods can be made: their ServiceAccount is made by the controller manager."""
     path = "/api/v1/namespaces/default/serviceaccounts/default"
-    netns.wait_until(lambda: (cluster.get(path) or {}).get("secrets"), 30, "the ServiceAccount")
+    netns.wait_until(lambda: (cluster.get(path) or {}).get("secrets"), 90, "the ServiceAccount")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +21,13 @@ from typing import Any, TypeVar
 
 from tests.support import images, netns, require
 from tests.support.apiclient import ApiError
-from tests.support.controlplane import ControlPlane, User
+from tests.support.controlplane import ControlPlane
 from tests.support.executable import executable
-from tests.support.kubeprograms import component
+from tests.support.kubeconfig import User
+from tests.support.kubeprograms import component, minor_version
 from tests.support.kubernetes import nodeconfig, reach
+from tests.support.kubernetes.collector import Collector
 from tests.support.kubernetes.ground import PLACES, PLANE_ADDRESSES, Ground
-from tests.support.kubernetes.images import write_agent_archive
 from tests.support.kubernetes.node import Node
 from tests.support.kubernetes.objects import Object, Pod, pod_of
 
@@ -36,6 +36,8 @@ T = TypeVar("T")
 POD_CIDRS = ("10.244.0.0/16", "fd00:10:244::/48")
 SERVICE_CIDRS = ("10.96.0.0/16", "fd00:10:96::/112")
 _PROXY, _SCHEDULER = "system:kube-proxy", "system:kube-scheduler"
+_WAITS_FOR_SANDBOXES = 20  # the minor version: see Collector
+_ASKING_S = 120  # for all targets of one who asks: an answer takes milliseconds
 
 
 class Cluster:
@@ -67,11 +69,13 @@ class Cluster:
             with ThreadPoolExecutor(len(PLACES)) as pool:
                 loaded = [pool.submit(self._prepare, node) for node in self.nodes]
                 self.plane = stack.enter_context(self._make_plane())
-                self._start_scheduler()
+                self.plane.start_scheduler(self._kubeconfig(_SCHEDULER))
                 for done in loaded:
                     done.result()
             for node in self.nodes:
                 self.start_node(node)
+            if minor_version(component("kubelet")) == _WAITS_FOR_SANDBOXES:
+                stack.callback(Collector(self.nodes).close)
             self._stack = stack.pop_all()
         return self
 
@@ -94,20 +98,6 @@ class Cluster:
             api_options=["--enable-admission-plugins=NodeRestriction"],
         )
 
-    def _start_scheduler(self) -> None:
-        config = self._kubeconfig(_SCHEDULER)
-        with open(self.plane.path("kube-scheduler.log"), "ab") as log:
-            self._ground.plane.popen(
-                *(
-                    "setpriv",
-                    "--pdeathsig=KILL",
-                ),  # it ends with a run that is killed, as the others
-                *(component("kube-scheduler"), f"--kubeconfig={config}", "--leader-elect=false"),
-                *("--port=0", "--secure-port=0"),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
     def _kubeconfig(self, user: str) -> str:
         name = user.replace(":", "-")
         return self.plane.write_kubeconfig(name, self.plane.tokens[user])
@@ -115,7 +105,7 @@ class Cluster:
     def _write_archives(self) -> None:
         self._archives = [os.path.join(self.folder, f"{name}.tar") for name in ("pods", "agent")]
         images.write_archive(self._archives[0])
-        write_agent_archive(self._archives[1], self.executable)
+        images.write_agent_archive(self._archives[1], self.executable)
 
     def _prepare(self, node: Node) -> None:
         """Images, the loopback plugin that the runtime itself calls, and a server on the node."""
@@ -168,9 +158,9 @@ class Cluster:
         found = self.plane.api.get(f"/api/v1/namespaces/{namespace}/pods{selector}")
         return [pod_of(item) for item in found["items"]]
 
-    def exec(self, pod: Pod, *argv: str, check: bool = True) -> str:
-        """What a command prints in a pod."""
-        return self.kubectl("exec", pod.name, f"-n{pod.namespace}", "--", *argv, check=check)
+    def exec(self, pod: Pod, *argv: str, **options: Any) -> str:
+        """What a command prints in a pod; options as for `netns.run`."""
+        return self.kubectl("exec", pod.name, f"-n{pod.namespace}", "--", *argv, **options)
 
     def logs(self, pod: Pod) -> str:
         return self.kubectl("logs", pod.name, f"-n{pod.namespace}")
@@ -191,7 +181,7 @@ class Cluster:
     # --- waiting -------------------------------------------------------------------------------
 
     def wait(
-        self, what: str, look: Callable[[], T], good: Callable[[T], object], seconds: float = 90
+        self, what: str, look: Callable[[], T], good: Callable[[T], object], seconds: float = 180
     ) -> T:
         """Look until it is good: what was seen. Raises AssertionError with the last that was seen.
 
@@ -213,7 +203,7 @@ class Cluster:
             time.sleep(0.2)
 
     def wait_for_pods(
-        self, app: str, count: int, seconds: float = 90, namespace: str = "default"
+        self, app: str, count: int, seconds: float = 180, namespace: str = "default"
     ) -> list[Pod]:
         """Until so many pods with the label are ready, and there are no others of it."""
         return self.wait(
@@ -223,7 +213,7 @@ class Cluster:
             seconds,
         )
 
-    def wait_for_nodes(self, *names: str, seconds: float = 120) -> None:
+    def wait_for_nodes(self, *names: str, seconds: float = 180) -> None:
         """Until these, or all, are Ready."""
         for name in names or tuple(PLACES):
             self.wait(
@@ -242,9 +232,9 @@ class Cluster:
 
         def run(script: str) -> str:
             if isinstance(source, Pod):
-                return self.exec(source, "sh", "-c", script)
+                return self.exec(source, "sh", "-c", script, timeout=_ASKING_S)
             runner = self._ground.plane if source is None else source
-            return str(runner.run("sh", "-c", script, timeout=120).stdout)
+            return str(runner.run("sh", "-c", script, timeout=_ASKING_S).stdout)
 
         return reach.ask(run, targets, tries)
 

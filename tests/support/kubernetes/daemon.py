@@ -41,14 +41,14 @@ class Daemon:
                 children = file.read().split()
             return int(children[0]) if children else 0
 
-        found = netns.wait_until(inner, what=f"the process of {self.name}")
+        found = netns.wait_until(inner, 30, f"the process of {self.name}")
         assert isinstance(found, int)
         return found
 
     def lives(self) -> bool:
         return self._entry is not None and self._entry.poll() is None
 
-    def stop(self, number: int = signal.SIGTERM, seconds: float = 30) -> None:
+    def stop(self, number: int = signal.SIGTERM, seconds: float = 60) -> None:
         """End it with a signal, and wait for that; nothing when it does not run."""
         if not self.lives():
             return

@@ -1,8 +1,9 @@
 """conf/podwire.yaml on a cluster of a test's own: as it is, but for what has to be there already.
 
 The image comes from no registry, so its name and its pull policy are others; the readiness probe
-asks more often, so that a rolling update takes seconds. With an older API server than the manifest
-was written for, fields that it doesn't know are dropped, as it says in its documentation.
+asks more often, for a kubelet of 1.20 does not ask as soon as an agent has started. With an older
+API server than the manifest was written for, fields that it doesn't know are dropped, as it says in
+its documentation.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import os
 from typing import Any
 
 from tests.support import netns
+from tests.support.images import AGENT
 from tests.support.kubernetes.cluster import Cluster
-from tests.support.kubernetes.images import AGENT
 from tests.support.kubernetes.node import Node
 from tests.support.kubernetes.objects import Object, Pod, pod_of
 
@@ -63,7 +64,7 @@ def remove(cluster: Cluster) -> None:
         metadata = each["metadata"]
         place = [f"--namespace={metadata['namespace']}"] if "namespace" in metadata else []
         cluster.kubectl("delete", each["kind"], metadata["name"], *place, "--wait=false")
-    cluster.wait("agents gone", lambda: agents(cluster), lambda seen: not seen, 90)
+    cluster.wait("agents gone", lambda: agents(cluster), lambda seen: not seen, 180)
 
 
 def agents(cluster: Cluster) -> list[Pod]:
@@ -77,7 +78,7 @@ def agent_on(cluster: Cluster, node: Node) -> Pod:
     return found
 
 
-def wait_for_agents(cluster: Cluster, count: int = 3, seconds: float = 90) -> list[Pod]:
+def wait_for_agents(cluster: Cluster, count: int = 3, seconds: float = 180) -> list[Pod]:
     """Until so many are ready, and none else is there."""
     return cluster.wait(
         f"{count} ready agents",
@@ -124,7 +125,7 @@ def kill_agent(node: Node) -> None:
     pid = agent_process(node)
     assert pid, f"no agent on {node.name}"
     node.run("kill", "-KILL", str(pid))
-    netns.wait_until(lambda: not os.path.exists(node.path(f"/proc/{pid}")), what="its end")
+    netns.wait_until(lambda: not os.path.exists(node.path(f"/proc/{pid}")), 30, "its end")
 
 
 def described(cluster: Cluster) -> str:

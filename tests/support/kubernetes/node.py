@@ -100,7 +100,7 @@ class Node:
         """Until it answers; raises AssertionError with its log when it does not."""
         try:
             netns.wait_until(
-                lambda: self.ctr("version", check=False).returncode == 0, timeout=30, pause=0.2
+                lambda: self.ctr("version", check=False).returncode == 0, timeout=90, pause=0.2
             )
         except AssertionError as e:
             raise AssertionError(f"{self.name}: containerd: {self.containerd.log()}") from e

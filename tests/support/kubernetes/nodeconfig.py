@@ -6,53 +6,25 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tests.support import images
+from tests.support import containerdconfig
 
 BIN_DIR, CONF_DIR = "/opt/cni/bin", "/etc/cni/net.d"
 KUBELET_CONFIG = "/etc/kubernetes/kubelet.conf"
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 
-# The network's folders are the defaults; restrict_oom_score_adj: root may lack CAP_SYS_RESOURCE.
-_CONTAINERD = """
-version = 2
-root = "{data}/containerd"
-state = "/run/containerd"
-disabled_plugins = [
-  "io.containerd.internal.v1.opt", "io.containerd.tracing.processor.v1.otlp",
-  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
-]
-[grpc]
-  address = "{socket}"
-[ttrpc]
-  address = "{socket}.ttrpc"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{pause}"
-  disable_apparmor = true
-  restrict_oom_score_adj = true
-  stream_server_address = "127.0.0.1"
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "overlayfs"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-        BinaryName = "{runc}"
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "{bin_dir}"
-    conf_dir = "{conf_dir}"
-    max_conf_num = 1
-"""
-
 
 def containerd(data: str, runc: str) -> str:
-    """Its config.toml; `data` is a folder in memory, for images and snapshots."""
-    return _CONTAINERD.format(
-        data=data,
-        socket=CONTAINERD_SOCKET,
-        pause=images.PAUSE,
-        runc=runc,
-        bin_dir=BIN_DIR,
-        conf_dir=CONF_DIR,
+    """Its config.toml, with the paths that are its defaults, but for `data`: a folder in memory."""
+    return containerdconfig.text(
+        containerdconfig.Places(
+            root=f"{data}/containerd",
+            state="/run/containerd",
+            socket=CONTAINERD_SOCKET,
+            runc_root="/run/containerd/runc",
+            runc=runc,
+            bin_dir=BIN_DIR,
+            conf_dir=CONF_DIR,
+        )
     )
 
 

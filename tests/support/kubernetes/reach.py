@@ -32,18 +32,19 @@ def write_pages(folder: str) -> str:
 
 
 def script(targets: Iterable[tuple[str, int]], tries: int = 1) -> str:
-    """Shell words that ask each (address, port) and print a line "address port answer"."""
-    lines = [
-        f"a={address} p={port} r=\n"
-        f'for i in {" ".join(map(str, range(tries)))}; do [ -n "$r" ] || r=$(ask $a $p); done\n'
-        'echo "$a $p $r"'
-        for address, port in targets
-    ]
+    """Shell words that ask each (address, port), all at once, and print a line "address port
+    answer" each. Between tries they wait a second: what refuses at once would have no time to come.
+    """
+    again = " ".join(map(str, range(1, tries)))
     ask = (
         "ask() { printf 'GET /cgi-bin/who HTTP/1.0\\r\\n\\r\\n' |"
-        " busybox timeout 4 busybox nc -w 3 $1 $2 2>/dev/null | busybox tail -n 1; }"
+        " busybox timeout 4 busybox nc -w 3 $1 $2 2>/dev/null | busybox tail -n 1; }\n"
+        "try() { r=$(ask $1 $2)\n"
+        f'for i in {again}; do [ -n "$r" ] || {{ sleep 1; r=$(ask $1 $2); }}; done\n'
+        'echo "$1 $2 $r"; }'
     )
-    return "\n".join([ask, *lines])
+    lines = [f"try {address} {port} &" for address, port in targets]
+    return "\n".join([ask, *lines, "wait"])
 
 
 class Answer:
