@@ -34,8 +34,6 @@ PLUGINS = ("bridge", "host-local", "portmap")
 _CONFLISTS = {True: "05-podwire.conflist", False: "10-by-hand.conflist"}  # by whether it is ours
 _KEPT = (nodeconfig.CONF_DIR, nodeconfig.BIN_DIR, "/var/lib/cni", "/var/lib/podwire")
 _STRATEGIC = "application/strategic-merge-patch+json"
-# A kubelet of this age asks the clouds' metadata service before it registers, for seconds.
-_NO_CLOUD = {"AWS_EC2_METADATA_DISABLED": "true"}
 _ADMIN_PATHS = {"nodes": "/api/v1/nodes", "pods": "/api/v1/namespaces/default/pods"}
 
 
@@ -73,7 +71,6 @@ class Site(Cluster):
 
     def __enter__(self) -> Site:
         with ExitStack() as stack:
-            stack.enter_context(_environment(_NO_CLOUD))
             namespaces = netns.Namespaces()
             stack.callback(namespaces.close)
             self._ground = Ground(namespaces)
@@ -242,18 +239,6 @@ def conflist(subnet: str) -> Mapping[str, Any]:
 def nanoseconds(stamp: str) -> int:
     """Of a time as Go prints it, 2024-01-01T00:00:00.000001234Z: ns since 1970, to the µs."""
     return round(datetime.fromisoformat(stamp).timestamp() * 1e6) * 1000
-
-
-@contextmanager
-def _environment(added: Mapping[str, str]) -> Iterator[None]:
-    """What this process starts has these variables as well."""
-    before = dict(os.environ)
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _conflist(node: Node, ours: bool) -> str:

@@ -21,6 +21,8 @@ from tests.support.kubernetes.daemon import Daemon
 from tests.support.kubernetes.ground import PLACES, Ground
 from tests.support.machine import Machine
 
+# A kubelet of this age asks the clouds' metadata service before it registers, for seconds.
+_NO_CLOUD = {"AWS_EC2_METADATA_DISABLED": "true"}
 # sysfs shows the namespace that it was mounted in; the cgroups below it are carried over. The
 # kubelet wants shared mounts, which stay within the machine's private namespace.
 _SETUP = """
@@ -136,6 +138,7 @@ class Node:
             f"--node-ip={','.join(self.addresses)}",
             f"--root-dir={self.machine.path('data', 'kubelet')}",
             f"--cert-dir={self.machine.path('data', 'pki')}",
+            env={**os.environ, **_NO_CLOUD},
         )
 
     def _make_proxy(self, kubeconfig: str) -> Daemon:
