@@ -27,12 +27,13 @@ _Rank = tuple[str, str]  # since and name
 
 class Held(NamedTuple):
     """What else there is: the claims of all members, those of them that are refused, the networks
-    that are kept out, and this node's addresses."""
+    that are kept out, this node's addresses, and its name."""
 
     claims: Claims
     met: Mapping[Claim, Claim]
     local: Local
     own: Collection[IPAddress]
+    name: str
 
 
 class Announced:
@@ -40,23 +41,17 @@ class Announced:
 
     def __init__(self) -> None:
         self._macs: dict[str, set[_Rank]] = {}  # who says that its VTEP has it
-        self._derived: dict[str, str] = {}  # from which member's name it follows
+        self._derived: dict[str, set[_Rank]] = {}  # from whose names it follows; mostly one
         self._overlay = Claims()  # where members want the overlay to be sent to
 
     def note(self, member: Member, vni: int, there: bool) -> set[str]:
         """That a member is there, or no more; for whom that may make a difference."""
+        rank = (member.since, member.name)
         derived = vtep_mac(vni, member.name)
-        if there:
-            self._derived[derived] = member.name
-        else:
-            del self._derived[derived]
+        _note(self._derived, derived, rank, there)
         ranks = set(self._macs.get(derived, ()))
         if mac := member.vtep_mac:
-            said = self._macs.setdefault(mac, set())
-            (said.add if there else said.discard)((member.since, member.name))
-            ranks |= said
-            if not said:
-                del self._macs[mac]
+            ranks |= _note(self._macs, mac, rank, there)
         concerned = {name for _, name in ranks}
         if member.overlay_address is not None:
             claim = claim_of_address(member, member.overlay_address)
@@ -72,12 +67,13 @@ class Announced:
         """Why a member can't have the link-layer address that it announces; None where it can, or
         announces none."""
         mac = member.vtep_mac
-        holder = self._derived.get(mac, "")
-        if not mac or holder == member.name:
+        holders = self._derived.get(mac, ())
+        if not mac or (member.since, member.name) in holders:
             return None
         if not nodes.is_mac(mac):
             return refusals.of_mac(member, "which no single station can have")
-        if holder:
+        if holders:
+            _, holder = min(holders)
             return refusals.of_mac(member, f"which follows from the name of node {holder}", holder)
         _, first = min(self._macs[mac])
         if first == member.name:
@@ -92,8 +88,10 @@ class Announced:
         said = member.overlay_address
         if said is None or said in addresses:
             return None
-        if why := _unusable(said, addresses, held):
+        if why := _unusable(said, addresses):
             return refusals.of_overlay(member, why)
+        if why := _in_the_way(said, held):
+            return refusals.of_overlay(member, why, held.name)
         claim = claim_of_address(member, said)
         around = (each for each in held.claims.around(*claim.place) if each not in held.met)
         met = min(around, key=_order, default=None)
@@ -110,14 +108,19 @@ def _order(claim: Claim) -> tuple[str, str, bool, int]:
     return claim.order
 
 
-def _unusable(said: IPAddress, addresses: Collection[IPAddress], held: Held) -> str:
-    """Why nobody could be sent the overlay there, or not by this member's peers; "" if one can."""
+def _unusable(said: IPAddress, addresses: Collection[IPAddress]) -> str:
+    """Why nobody could be sent the overlay there; "" if one can."""
     if nodes.is_unreachable(said):
         return "where no other node can send to"
-    if said in held.own:
-        return "which is the address of the node that was to send there"
     if all(address.version != said.version for address in addresses):
         return f"and has no IPv{said.version} address"
+    return ""
+
+
+def _in_the_way(said: IPAddress, held: Held) -> str:
+    """Why this node can't send it there; "" if it can."""
+    if said in held.own:
+        return "which is the address of the node that was to send there"
     for what, network in held.local:
         if _is_nodes(said, network):
             return f"which is no node's address in {network} ({what})"
@@ -133,3 +136,12 @@ def _is_nodes(address: IPAddress, network: IPNetwork) -> bool:
         return True
     ends = network.network_address, network.broadcast_address
     return network.version == 4 and network.prefixlen < 31 and address in ends
+
+
+def _note(known: dict[str, set[_Rank]], mac: str, rank: _Rank, there: bool) -> set[_Rank]:
+    """That one more has it, or one less; who had or has it besides."""
+    those = known.setdefault(mac, set())
+    (those.add if there else those.discard)(rank)
+    if not those:
+        del known[mac]
+    return those

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from cni_plugin import wholefiles
 from cni_plugin.fields import Fields, as_object, invalid
+from cni_plugin.listshape import refuse_misshapen
 from cni_plugin.spec import CniError, Code, IPNetwork
 
 TYPE = "podwire"
@@ -34,6 +35,7 @@ _VERSIONS = ("1.0.0", "1.1.0")
 _GIVEN = ("ranges", "subnet", "rangeStart", "rangeEnd", "gateway")  # what the cluster decides
 _IPAM = ("host-local", "podwire-ipam")
 _ENDINGS = (".conf", ".conflist", ".json")
+_MULTUS = frozenset(("multus", "multus-shim"))  # the latter with its daemon, "thick"
 _LARGEST = 1 << 21  # 2 MiB, as much as containerd reads of a configuration
 
 
@@ -72,7 +74,7 @@ def render(
 
     Raises CniError 7 for a template without podwire, or one that says what the cluster decides.
     """
-    document = dict(template)
+    document = {key: value for key, value in template.items() if value is not None}
     if "plugins" not in document:
         inner = {key: value for key, value in document.items() if not key.startswith("cniVersion")}
         inner.pop("name", None)
@@ -81,6 +83,7 @@ def render(
     fields = Fields(document)
     if "cniVersion" not in document and "cniVersions" not in document:
         document |= {"cniVersion": _VERSIONS[0], "cniVersions": list(_VERSIONS)}
+    refuse_misshapen(document)
     document["name"] = fields.text("name") or TYPE
     document["plugins"] = plugins = [dict(each.obj) for each in fields.children("plugins")]
     index = _index(plugins)
@@ -92,7 +95,10 @@ def render(
     plugins[index] |= {**own, "ipam": {**ipam, "ranges": _ranges(subnets)}}
     order = ("cniVersion", "cniVersions", "name")
     first = {key: document[key] for key in order if key in document}
-    return dumps({**first, MARK: _SAID, **document}, indent=2) + "\n"
+    try:
+        return dumps({**first, MARK: _SAID, **document}, indent=2) + "\n"
+    except RecursionError as e:
+        raise CniError(Code.INVALID_CONFIG, "the network configuration is nested too deeply") from e
 
 
 def template_of(text: str) -> dict[str, Any] | None:
@@ -270,6 +276,11 @@ class InUse(NamedTuple):
     def ours(self) -> bool:
         """Whether the pods' network is podwire's, whoever wrote the file."""
         return TYPE in self.types
+
+    @property
+    def is_multus(self) -> bool:
+        """Whether it is Multus, which has to come first and calls the networks behind it."""
+        return not _MULTUS.isdisjoint(self.types)
 
 
 def in_use(conf_dir: str) -> InUse | None:

@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 import stat
+from collections.abc import Collection
 
 from cni_plugin import apiserver
 from cni_plugin.agent import clusterlock, lock, readiness
@@ -37,12 +38,17 @@ def agent_files(socket: str) -> list[str]:
 
 
 def cluster_files(
-    note: str = apiserver.NOTE, inventory: str = INVENTORY, lease: str = LEASE
+    held: Collection[str],
+    note: str = apiserver.NOTE,
+    inventory: str = INVENTORY,
+    lease: str = LEASE,
 ) -> list[str]:
-    """Remove what an agent was told of its cluster; the paths."""
+    """Remove what an agent was told of its cluster; the paths. The inventory's lock goes if it is
+    among those that the caller has `held` since before (`clusterlock.keep_out`)."""
     known = {note: b"http", inventory: b'{"nodes"', lease: b"{"}
     removed = [path for path, start in known.items() if (_begins(path) or b"").startswith(start)]
-    removed += [path for path in (clusterlock.inventory_lock(inventory),) if _begins(path) == b""]
+    locks = {clusterlock.inventory_lock(inventory)}.intersection(held)
+    removed += [path for path in locks if _begins(path) == b""]
     for path in removed:
         os.unlink(path)
     return removed

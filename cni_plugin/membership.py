@@ -205,9 +205,9 @@ class Membership:
         """The nodes for the inventory, by the order of their names."""
         return tuple(self._nodes)
 
-    def first(self) -> str:
-        """The name of the first of them; "" while there is none."""
-        return self._names[0] if self._names else ""
+    def first(self, count: int) -> list[str]:
+        """The names of the first few of them."""
+        return self._names[:count]
 
     # --- one member ----------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ class Membership:
 
     def _work_out(self, member: Member) -> tuple[Node | None, tuple[Refusal, ...]]:
         """The member as a node of the inventory, and what of it is refused."""
-        found = list(refusals.of_member(member, self._local))
+        found = list(refusals.of_member(member, self._local, self._own_name))
         for claim in self._claimed[member.name]:
             met = self._met.get(claim)
             if met is not None:
@@ -236,7 +236,8 @@ class Membership:
             return None, tuple(sorted(found))
         node = Node(member.name, addresses, (), subnets)
         if member.name != self._own_name:
-            held = Held(self._claims, self._met, self._local, self.told_addresses())
+            own = self.told_addresses()
+            held = Held(self._claims, self._met, self._local, own, self._own_name)
             no_mac = self._announced.mac_refusal(member)
             no_overlay = self._announced.overlay_refusal(member, addresses, held)
             found += filter(None, (no_mac, no_overlay))

@@ -16,7 +16,8 @@ VTEP = "VTEPRefused"
 
 class Refusal(NamedTuple):
     """What of a member is not used: `reason` is one of the words above; `message` names both
-    owners, what they claim, and what to do. `holder` is the node that came first, "" for none."""
+    owners, what they claim, and what to do. `holder` is the node that came first, or the one in
+    whose way it is, which alone may know; "" for none."""
 
     name: str
     reason: str
@@ -24,8 +25,8 @@ class Refusal(NamedTuple):
     holder: str = ""
 
 
-def of_member(member: Member, local: Local) -> Iterator[Refusal]:
-    """What of a member can't be anybody's."""
+def of_member(member: Member, local: Local, own: str) -> Iterator[Refusal]:
+    """What of a member can't be anybody's, or not for the networks of the node `own`."""
     name = member.name
     if not nodes.is_name(name):
         remedy = "rename it: letters, digits, '-', '_' and '.', a letter or digit first"
@@ -41,7 +42,8 @@ def of_member(member: Member, local: Local) -> Iterator[Refusal]:
     for subnet in member.pod_cidrs:
         if reason := unusable(subnet, local):
             what = f"podCIDR {subnet} of node {name} {reason}"
-            yield Refusal(name, INVALID, f"{what}; choose another range for the cluster's pods")
+            remedy = "choose another range for the cluster's pods"
+            yield Refusal(name, INVALID, f"{what}; {remedy}", "" if unusable(subnet, ()) else own)
     if member.problem:
         yield Refusal(name, INVALID, f"node {name}: {member.problem}")
 

@@ -158,14 +158,27 @@ def following(logger: Logger, given: dict[str, Any]) -> Callable[[Memory], Coord
 
 
 def _refuse_useless(given: dict[str, Any]) -> None:
-    """Options of an engine that is not asked for: somebody expects something of them."""
-    etcd = [key for key in given if key.startswith("etcd_") and key != "etcd_format"]
-    for engine, keys in (("kubernetes", ["api_server"]), ("etcd", [*etcd, "addresses"])):
-        for key in keys:
-            source = click.get_current_context().get_parameter_source(key)
-            if given[key] and not given[engine] and source == ParameterSource.COMMANDLINE:
+    """Options of an engine that is not asked for: somebody expects something of them.
+
+    Variables are there for others, too, and what is empty asks for nothing."""
+    context = click.get_current_context()
+    for key, value in given.items():
+        source = context.get_parameter_source(key)
+        if source == ParameterSource.COMMANDLINE and value not in ("", ()):
+            engines = _engines(key)
+            if not any(given[engine] for engine in engines):
                 name = "node-address" if key == "addresses" else key.replace("_", "-")
-                raise click.UsageError(f"--{name} is of no use without --{engine}")
+                needed = " or ".join(f"--{engine}" for engine in engines)
+                raise click.UsageError(f"--{name} is of no use without {needed}")
+
+
+def _engines(key: str) -> tuple[str, ...]:
+    """Those that heed the option."""
+    if key in ("kubernetes", "kubeconfig", "api_server"):
+        return ("kubernetes",)
+    if key == "addresses" or key.startswith("etcd"):
+        return ("etcd",)
+    return "kubernetes", "etcd"
 
 
 def _api_server(given: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import ip_network
 
@@ -19,9 +19,11 @@ from cni_plugin import (
     runtimes,
     tool_conf,
 )
+from cni_plugin.agent import clusterlock
 from cni_plugin.client import DEFAULT_SOCKET, SOCKET_VARIABLE
 from cni_plugin.kernel import privileges
 from cni_plugin.kernel.netlink import RouteSocket
+from cni_plugin.sources import INVENTORY
 from cni_plugin.spec import CniError, Code
 from cni_plugin.tool_conf import BIN_DIR, FOLDER
 from ipam import inventory
@@ -139,34 +141,45 @@ def _note_api_server(kubeconfigs: Sequence[str]) -> None:
 def uninstall(bin_dir: str, conf_dir: str | None, socket: str, force: bool) -> None:
     """Remove what install made, unpacked runtimes, what agents left, and all in the kernel.
 
-    A running agent has to be stopped first, and the pods have to be gone. What is not ours stays:
-    an edited conflist, a bridge that was there before. Addresses of pods stay reserved.
+    A running agent has to be stopped first, and the pods have to be gone, which --force is for.
+    What is not ours stays: an edited conflist, a bridge that was there before. Addresses of pods
+    stay reserved.
     """
     installation.refuse_agent(socket)
-    _uninstall_datapath(force)
-    with _clear_refusal():
-        if conf_dir:
-            _uninstall_conflist(conf_dir)
-        elif installation.has_conflist(tool_conf.CONF_DIR):
-            path = os.path.join(tool_conf.CONF_DIR, installation.CONFLIST)
-            click.echo(f"{path}: kept, runtimes go on using it (--conf-dir {tool_conf.CONF_DIR})")
-        removed, kept = installation.remove_executable(bin_dir)
-        removed += leftovers.agent_files(socket) + leftovers.node_locks()
-        removed += leftovers.cluster_files()
-        folders = _runtime_folders()
-        _release_own_runtime()
-        for folder in folders:
-            gone, in_use = installation.remove_runtimes(folder)
-            removed += gone
-            for path in in_use:
-                click.echo(f"{path}: kept, a process runs it")
-        removed += [f for f in folders if installation.remove_folder(f)]
-        for folder in (bin_dir, conf_dir or ""):
-            removed += madefolders.remove(folder) if folder else []
+    with clusterlock.keep_out(INVENTORY) as held:
+        _uninstall_datapath(force)
+        with _clear_refusal():
+            removed, kept = _uninstall_files(bin_dir, conf_dir, socket, held)
     for path in removed:
         click.echo(f"{path}: removed")
     for path in kept:
         click.echo(f"{path}: kept, it is not podwire's executable")
+
+
+def _uninstall_files(
+    bin_dir: str, conf_dir: str | None, socket: str, held: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """Executables, a conflist if asked for, and what agents and runtimes left, of whose locks
+    these are `held`: what was removed, and what was kept as it is not our executable."""
+    if conf_dir:
+        _uninstall_conflist(conf_dir)
+    elif installation.has_conflist(tool_conf.CONF_DIR):
+        path = os.path.join(tool_conf.CONF_DIR, installation.CONFLIST)
+        click.echo(f"{path}: kept, runtimes go on using it (--conf-dir {tool_conf.CONF_DIR})")
+    removed, kept = installation.remove_executable(bin_dir)
+    removed += leftovers.agent_files(socket) + leftovers.node_locks()
+    removed += leftovers.cluster_files(held)
+    folders = _runtime_folders()
+    _release_own_runtime()
+    for folder in folders:
+        gone, in_use = installation.remove_runtimes(folder)
+        removed += gone
+        for path in in_use:
+            click.echo(f"{path}: kept, a process runs it")
+    removed += [f for f in folders if installation.remove_folder(f)]
+    for folder in (bin_dir, conf_dir or ""):
+        removed += madefolders.remove(folder) if folder else []
+    return removed, kept
 
 
 def _checked(subnets: Sequence[str]) -> list[str]:

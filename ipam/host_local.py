@@ -235,32 +235,6 @@ def free(place: Place, address: IPAddress, boot: str | None = None) -> Attachmen
         return holder
 
 
-def adopt(
-    place: Place, address: IPAddress, attachment: Attachment, boot: str | None = None
-) -> None:
-    """Reserves an address that the attachment has already; the cursors stay where they are.
-
-    Nothing changes when it is reserved for the attachment. Raises CniError 101 when somebody
-    else holds it, 4 for an attachment that no reservation can name.
-    """
-    if not attachment.container_id or any(
-        char in "\r\n\0" or char.isspace() for char in "".join(attachment)
-    ):
-        raise CniError(
-            Code.INVALID_ENVIRONMENT, f"{who(attachment)}: this can't be written as a reservation"
-        )
-    with stores.opened(place.data_dir, place.network, boot) as store:
-        if store.reserve(address, attachment, None):
-            return
-        holder = store.holder(address)
-        if holder not in (attachment, attachment._replace(ifname="")):
-            raise CniError(
-                Code.ADDRESS_UNAVAILABLE,
-                f"{address} is reserved" + ("" if holder is None else f" for {who(holder)}"),
-                f"free it first if that pod is gone; it was to be {who(attachment)}'s",
-            )
-
-
 def _open(path: str) -> int | None:
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -4,7 +4,8 @@ Two of them, at different sockets, would undo each other's routes, and take turn
 node is ready. Whoever follows holds two locks for as long as it lives, whatever way it ends: a file
 of the namespace's state in /run/podwire, and one beside the inventory. Only root can open them.
 
-A successor is often started a little before its predecessor has ended; it waits for that.
+A successor is often started a little before its predecessor has ended; it waits for that. Who takes
+the node apart holds the same locks meanwhile, and removes their files before it lets go.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from logging import Logger
 from time import monotonic, sleep
 
@@ -56,6 +58,51 @@ def claim(inventory: str, logger: Logger) -> tuple[int, ...]:
             logger.warning("no lock", extra={"fields": {"lock": e.filename, "why": e.strerror}})
         undo.pop_all()
     return tuple(held)
+
+
+@contextmanager
+def keep_out(inventory: str) -> Iterator[frozenset[str]]:
+    """No agent follows a cluster in the current network namespace, or writes this inventory; the
+    paths of the locks that are held for that.
+
+    A node without state of ours has no lock, nor has one whose state is another user's: whoever may
+    not open it may not remove it either. Raises CniError 11 naming the process that holds one, 5,
+    and 110 for what is not a file of ours.
+    """
+    held = []
+    with ExitStack() as undo:
+        for path, doing, flags in (
+            (namespace_lock(), "follows a cluster here", os.O_CREAT),  # its folder goes as a whole
+            (inventory_lock(inventory), f"writes {inventory}", 0),
+        ):
+            with suppress(FileNotFoundError, PermissionError):
+                undo.callback(os.close, _locked_now(path, doing, flags))
+                held.append(path)
+        yield frozenset(held)
+
+
+def _locked_now(path: str, doing: str, flags: int) -> int:
+    """The open file with the lock on it, without waiting for whoever holds it, who does `doing`."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o600)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except OSError as e:
+        why = "it is no lock of an agent's"
+        raise CniError(Code.IO_FAILURE, f"{path}: {e.strerror}", why) from e
+    try:
+        if _is_locked(fd, path):
+            return fd
+        holder = _holder(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    raise CniError(
+        Code.TRY_AGAIN_LATER,
+        f"an agent, {holder}, {doing}: it holds {path}",
+        "stop the agent first: delete its DaemonSet, or by systemctl stop, or by kill",
+    )
 
 
 def _locked(path: str, doing: str, logger: Logger) -> int:

@@ -23,6 +23,7 @@ from cni_plugin.agent.inventoryfile import InventoryFile
 from cni_plugin.agent.nodeconf import NodeConf
 from cni_plugin.agent.nodeconf import Place as Place
 from cni_plugin.agent.nodekernel import Kept, NodeKernel
+from cni_plugin.agent.quarantine import Quarantine
 from cni_plugin.agent.templates import Shared, Templates
 from cni_plugin.fabric import Memory
 from cni_plugin.kernel import observe
@@ -56,7 +57,8 @@ class ClusterNode:
         self._conf = NodeConf(place, memory, logger)
         self._templates = Templates(place.template, self._conf.path)
         self._fitting = fitting.Fitting()
-        self._quarantine = fitting.Quarantine()
+        self._quarantine = Quarantine(place.name, memory, self._kernel.obstructed)
+        self._isolated = ""  # why pods would reach no other node
         self._kept = Kept(Announcement(), 0)
         self._own: Node | None = None  # as it was known last
         self.refusals: tuple[Refusal, ...] = ()
@@ -65,8 +67,14 @@ class ClusterNode:
     @property
     def is_settled(self) -> bool:
         """Whether all is as it is to be; False while pods still run with former subnets, and while
-        something could not be written."""
-        return not (self._kernel.former or self._inventory.problem or self._conf.unplaced)
+        something could not be written, or not all peers have been tried."""
+        problem = self._inventory.problem or self._conf.unplaced
+        return not (self._kernel.former or problem) and self._quarantine.is_done
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a change of this node's links and routes is to be heeded at once."""
+        return self._quarantine.is_waiting
 
     def files(self) -> object:
         """What changes when somebody else changes a file that this depends on."""
@@ -151,6 +159,7 @@ class ClusterNode:
         """All of it, with one configuration; that and what pods have addresses of. In a `trial` no
         peer is at fault for what fails. Raises CniError."""
         name = self._place.name
+        self._isolated = ""
         cross = netconf.parse(self._conf.request(shared, ())).cross_node
         members.overlay_of(cross.vni)
         told, known = members.nodes(), members.refusals()
@@ -167,10 +176,12 @@ class ClusterNode:
             self._inventory.write(some)
             self._kept = self._kernel.keep(request, subnets, link)
 
-        self._quarantine.bring(name, nodes, attempt, search=not trial)
-        self._inventory.refuse_stale(name, subnets)
-        self._conf.write(shared, subnets, self._kept.mtu)
+        self._quarantine.bring(nodes, attempt, search=not trial)
         self.refusals = (*known, *unfit, *self._quarantine.refusals)
+        self._isolated = self._quarantine.isolated(nodes)
+        self._inventory.refuse_stale(name, subnets)
+        if not self._isolated or self._conf.is_placed:
+            self._conf.write(shared, subnets, self._kept.mtu)
         return shared, subnets
 
     def _outcome(self, shared: Shared, subnets: tuple[IPNetwork, ...]) -> Outcome:
@@ -178,8 +189,19 @@ class ClusterNode:
             return Outcome(_unusable(self.refusals, self._place.name))
         said = ["pods get addresses of " + ", ".join(map(str, subnets))]
         said += [each.message for each in self.refusals if each.name == self._place.name]
+        said += self._left_out()
         self._doubt(doubts := list(self._doubts(shared)))
+        if self._isolated:
+            message = "; ".join([self._isolated, *doubts])
+            return Outcome(Readiness(False, NOT_READY, message), self._kept.announcement)
         return Outcome(Readiness(True, READY, "; ".join(said + doubts)), self._kept.announcement)
+
+    def _left_out(self) -> Iterator[str]:
+        """Which peers there is no way to from here; of many how many, and the first."""
+        out = self._quarantine.refusals
+        if out:
+            more = f" ({len(out)} nodes are left out here, that one first)" if len(out) > 1 else ""
+            yield f"{out[0].message}{more}"
 
     def _doubts(self, shared: Shared) -> Iterator[str]:
         """What is wrong without keeping pods from coming."""
@@ -214,7 +236,7 @@ class ClusterNode:
             if self._in(nodes) is None:
                 self._inventory.write(nodes)  # no path can be worked out without an own end
             else:
-                self._quarantine.bring(self._place.name, nodes, self._follow)
+                self._quarantine.bring(nodes, self._follow)
                 self.refusals = (*self.refusals, *self._quarantine.refusals)
         except (CniError, OSError) as e:
             self._doubt([_in_words(e)])

@@ -34,6 +34,7 @@ _FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 30.0
 _FILES_S = 1.0  # somebody may have changed what this node wrote, or what it goes by
 _SHARE = 3.0  # a turn of t seconds is followed by a pause of this times t, at most
 _LONGEST_PAUSE_S = 2.0
+_REPORTERS = 3  # nodes that tell what all see: the first may have no agent
 _LINE_S = 60e-6  # for each line of the inventory: in a storm that is written at 2 MB/s, and no more
 
 
@@ -142,7 +143,7 @@ class Coordination:
 
     def _gather(self, seconds: float) -> list[Change] | None:
         """What comes within so many seconds, and shortly after; None at the end. Files that have
-        changed end the wait as well."""
+        changed, and routes that somebody waits for, end the wait as well."""
         heard: list[Change | None] = []
         until = monotonic() + seconds
         while not heard:
@@ -153,7 +154,7 @@ class Coordination:
                 while True:
                     heard.append(self._heard.get_nowait())
             except Empty:
-                if heard or monotonic() >= until or self._files_changed():
+                if heard or monotonic() >= until or self._has_moved():
                     break
         changes = [change for change in heard if change is not None]
         return changes if len(changes) == len(heard) else None
@@ -175,6 +176,10 @@ class Coordination:
         if state != self._state:
             self._state, self._since = state, int(time())
         self._reason = reason
+
+    def _has_moved(self) -> bool:
+        routes = self._node.is_waiting and self._memory.epoch != self._epoch
+        return routes or self._files_changed()
 
     def _files_changed(self) -> bool:
         return self._listed and self._node.files() != self._files
@@ -214,11 +219,10 @@ class Coordination:
 
     def _is_ours(self, refusal: Refusal) -> bool:
         """Whether this node is to report it: as the refused one or the holder; without a holder as
-        the first of all by name, since the refused node may have no agent."""
+        one of the first by name, since the refused node may have no agent."""
         if self._name in (refusal.name, refusal.holder):
             return True
-        first = self._members.first()
-        return not refusal.holder and self._name == first
+        return not refusal.holder and self._name in self._members.first(_REPORTERS)
 
     def _note(self) -> None:
         """Let this node's people know how it stands."""

@@ -41,6 +41,11 @@ class NodeConf:
         self.path = os.path.join(place.conf_dir, conflists.NAME)
         self.unplaced = ""  # why the file is not what it is to be, while the one before serves
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether there is a file, so that the runtime goes by it. Raises CniError 5."""
+        return conflists.held(self.path) is not None
+
     def stamps(self) -> object:
         """What changes when somebody else changes the runtime's configurations."""
         return conflists.stamps(self._place.conf_dir)
@@ -74,8 +79,11 @@ class NodeConf:
         read."""
         used = conflists.in_use(self._place.conf_dir)
         if used is not None and used.path != self.path:
-            why = f"the runtime uses {used.path}, which sorts before {conflists.NAME}"
-            yield f"{why}; remove that file"
+            what = f"the runtime uses {used.path}"
+            if used.is_multus:
+                yield f"{what}: podwire's is the pods' network as far as Multus delegates to it"
+            else:
+                yield f"{what}, which sorts before {conflists.NAME}; remove that file"
         types = [each["type"] for each in loads(self._render(shared, (), 0))["plugins"]]
         for missing in pluginfiles.missing(types, [self._place.bin_dir]):
             yield f"there is no plugin {missing} in {self._place.bin_dir}, and pods need it"

@@ -5,6 +5,7 @@ Every step may be done again at any time, and does nothing then.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from logging import Logger
 from typing import NamedTuple
@@ -13,9 +14,11 @@ from cni_plugin import cluster as clusters
 from cni_plugin import netconf, resubnet, upkeep
 from cni_plugin.agent import mtus
 from cni_plugin.cluster import Cluster
+from cni_plugin.datapath import ROUTE_PROTOCOL
+from cni_plugin.drift import MAIN_TABLE
 from cni_plugin.fabric import Fabric, Memory, cluster_of, way_of
 from cni_plugin.fields import invalid
-from cni_plugin.kernel import observe
+from cni_plugin.kernel import messages, observe
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.netconf import NetConf
 from cni_plugin.node import record_of
@@ -23,8 +26,9 @@ from cni_plugin.paths import Survey
 from cni_plugin.records import NetworkRecord
 from cni_plugin.sources import Announcement
 from cni_plugin.spec import CniError, Code, IPNetwork, Request
-from ipam import config
+from ipam import config, routes
 from ipam import peers as node_peers
+from ipam.inventory import Node
 
 _OVERLAY_BYTES = 70  # VXLAN over IPv6, the most that it takes
 
@@ -88,6 +92,26 @@ class NodeKernel:
             for former in _others(fabric, record):
                 _refuse_with_pods(route_socket, record, former)
 
+    def obstructed(self, own: Node, nodes: Sequence[Node]) -> dict[str, str]:
+        """Which nodes can't be peers of this one, `own`, since somebody else has routes to their
+        pods here, and why, by their names: one look for all of them. Raises CniError."""
+        versions = routes.families(own)
+        wanted = {
+            cidr: node.name
+            for node in nodes
+            if node.name != own.name
+            for cidr in node.pod_cidrs
+            if cidr.version in versions
+        }
+        with RouteSocket() as route_socket:
+            taken = _foreign_routes(route_socket, {cidr.version for cidr in wanted})
+        return {
+            name: f"this node already has another route to {cidr} (see `ip route show {cidr}`):"
+            f" remove that route, or give node {name} another podCIDR"
+            for cidr, name in wanted.items()
+            if cidr in taken
+        }
+
     def _tell(self, done: list[str]) -> None:
         for what in done:
             self._logger.info("set up", extra={"fields": {"what": what}})
@@ -117,6 +141,17 @@ class NodeKernel:
             return None
         known = self._memory.survey(way_of(record)) if self._memory.survey is not None else None
         return known or clusters.survey(cluster, route_socket)
+
+
+def _foreign_routes(route_socket: RouteSocket, versions: set[int]) -> set[IPNetwork]:
+    """Where others' routes of the main table lead to, without ones of ours beside them."""
+    found: set[IPNetwork | None] = set()
+    ours: set[IPNetwork | None] = {None}
+    for version in versions:
+        for entry in route_socket.dump(messages.dump_routes(version, table=MAIN_TABLE)):
+            which = ours if entry["proto"] == ROUTE_PROTOCOL else found
+            which.add(messages.network_of(entry))
+    return {network for network in found - ours if network is not None}
 
 
 def _others(fabric: Fabric, record: NetworkRecord) -> list[NetworkRecord]:

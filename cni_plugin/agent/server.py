@@ -70,7 +70,7 @@ class Server:
         self._lead = Lead()
         self._reaper = Reaper()
         self._memory = Memory()
-        self._upkeep = Upkeep(self._memory, logger)
+        self._upkeep = Upkeep(self._memory, logger, self.stop)  # who looks after us starts the next
         self._following = options.follow(self._memory) if options.follow else None
         self._home = os.stat(OWN).st_ino
         self._threads: list[Thread] = []
@@ -96,7 +96,7 @@ class Server:
 
     def stop(self) -> None:
         """Take no more calls; those that have come are served. Returns at once; a signal's handler
-        may call it, and does no more than write a byte."""
+        or a thread may call it, and does no more than write a byte."""
         if self._ended:
             return
         with suppress(BlockingIOError):  # it has been rung often enough

@@ -91,7 +91,7 @@ class Templates:
             former = self._good
             trial = former is not None and former != shared
             try:
-                found = attempt(shared, trial)
+                found = _trial(lambda: attempt(shared, True)) if trial else attempt(shared, False)
             except CniError as e:
                 failure = e
             else:
@@ -117,7 +117,7 @@ class Templates:
         """What is shared now, checked; raises the CniError that it has met when it was tried."""
         shared = self._shared.read()
         try:
-            check(shared)
+            _trial(lambda: check(shared))
         except CniError as e:
             path = self._shared.path
             raise CniError(e.code, f"{path}: {e.msg}" if path else e.msg, e.details) from e
@@ -134,3 +134,14 @@ class Templates:
         except OSError:
             return None  # it is said where it is written
         return None if data is None else conflists.template_of(data.decode("utf-8", "replace"))
+
+
+def _trial(trial: Callable[[], _Found]) -> _Found:
+    """What it returns. What nobody has foreseen about a configuration is a failure of that
+    configuration too: CniError 199."""
+    try:
+        return trial()
+    except CniError:
+        raise
+    except Exception as e:
+        raise CniError(Code.INTERNAL, f"{type(e).__name__}: {e}") from e

@@ -5,7 +5,8 @@ half minute. It has sockets of its own and no part in any call; where it changes
 takes the node's lock as an ADD does.
 
 Each repair is a line of the log, `repaired` with `what` and `why`. A failure is told once, not
-each time it is met again, and so is its end.
+each time it is met again. A mistake of ours in a look is logged, and the next look may do without
+it; one outside of them ends the agent, so that none looks as if it kept the node.
 """
 
 from __future__ import annotations
@@ -42,11 +43,15 @@ _INVENTORY = "an inventory changed"
 
 
 class Upkeep:
-    """Of the network namespace in which `start` is called. `memory` is the workers' as well."""
+    """Of the network namespace in which `start` is called. `memory` is the workers' as well.
 
-    def __init__(self, memory: Memory, logger: Logger) -> None:
+    `failed` is called when a mistake of ours has ended the thread.
+    """
+
+    def __init__(self, memory: Memory, logger: Logger, failed: Callable[[], None]) -> None:
         self._memory = memory
         self._logger = logger
+        self._failed = failed
         self._told: dict[str, None] = {}
         self._files: tuple[object, ...] = ()
         self._mtus = mtus.Mtus(logger)
@@ -96,6 +101,7 @@ class Upkeep:
             self._serve(routes, ruleset)
         except Exception:
             self._logger.exception("the upkeep ended")
+            self._failed()
         finally:
             self._memory.watched = False
             self._memory.keep_peers = self._memory.survey = None

@@ -26,7 +26,7 @@ from cni_plugin.spec import CniError, Code
 _TRIES = 40
 _PAUSE_S = 0.0005  # before the second try; grows with each
 _MISSING = (errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EINVAL)
-_IN_THE_WAY = (errno.EBUSY, errno.EEXIST)
+_IN_THE_WAY = (errno.EBUSY, errno.EEXIST, errno.ENOENT)
 
 Refill = Callable[[int], Sequence[Message]]
 """The messages that fill the host-port maps of an IP version from what is remembered."""
@@ -81,8 +81,8 @@ class Firewall:
     ) -> bool | None:
         """Whether something was changed; None when the ruleset moved meanwhile.
 
-        What somebody put into podwire's table may hold on to parts of it that have to go: then
-        the table is made anew.
+        What somebody put into podwire's table may hold on to parts of it that have to go, or the
+        kernel may not find what has to go: then the table is made anew.
         """
         repairs = self._repairs(rules, rebuild)
         emptied = {version for repair in repairs for version in repair.emptied}

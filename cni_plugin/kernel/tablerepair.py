@@ -6,7 +6,7 @@ it should be, all chains are written anew, in the same transaction; sets and map
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from cni_plugin import ruleset
 from cni_plugin.alike import same_ends
@@ -118,31 +118,43 @@ def _other_elements(name: str, version: int) -> str:
 
 def _element_changes(version: int, layout: SetLayout, seen: set[Element]) -> tuple[Message, ...]:
     """What makes the elements right: the difference alone, as when a peer comes or goes among
-    thousands; all anew when the difference is not whole intervals."""
+    thousands; all anew when what is there, or is wanted, is not whole intervals."""
     wanted = layout.elements or ()
     if seen == set(wanted):
         return ()
     name = layout.name
-    ordered = _runs if layout.name in _INTERVALS else sorted
-    gone, new = ordered(seen.difference(wanted)), ordered(set(wanted) - seen)
-    if gone is None or new is None:
+    parts = _intervals if name in _INTERVALS else _singles
+    before, after = parts(seen), parts(wanted)
+    if before is None or after is None:
         return (
             nftsets.flush_elements(version, TABLE, name),
             *nftsets.add_elements(version, TABLE, name, wanted),
         )
+    gone, new = sorted(before - after), sorted(after - before)
     return (
-        *nftsets.delete_elements(version, TABLE, name, gone),
-        *nftsets.add_elements(version, TABLE, name, new),
+        *nftsets.delete_elements(version, TABLE, name, [each for part in gone for each in part]),
+        *nftsets.add_elements(version, TABLE, name, [each for part in new for each in part]),
     )
 
 
-def _runs(elements: set[Element]) -> list[Element] | None:
-    """Beginnings and ends of intervals in order; None when they are not pairs."""
-    ordered = sorted(elements, key=lambda element: element.key)
-    pairs = zip(ordered[::2], ordered[1::2], strict=False)
+_Parts = set[tuple[Element, ...]]
+
+
+def _singles(elements: Iterable[Element]) -> _Parts:
+    return {(element,) for element in elements}
+
+
+def _intervals(elements: Iterable[Element]) -> _Parts | None:
+    """Beginnings with their ends; None when they are not pairs.
+
+    An interval goes and comes as a whole: its beginning with the end of another one is none that
+    the kernel knows. Where two meet, the end of the first comes before the other's beginning.
+    """
+    ordered = sorted(elements, key=lambda element: (element.key, not element.end))
+    pairs = list(zip(ordered[::2], ordered[1::2], strict=False))
     if len(ordered) % 2 or any(first.end or not last.end for first, last in pairs):
         return None
-    return ordered
+    return set(pairs)
 
 
 # --- sets that are known ------------------------------------------------------------------------

@@ -23,7 +23,6 @@ ANNOTATIONS = (VTEP_MAC, OVERLAY_ADDRESS, BACKEND)
 NETWORK_UNAVAILABLE = "NetworkUnavailable"
 
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 class Condition(NamedTuple):

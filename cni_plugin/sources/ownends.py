@@ -39,9 +39,19 @@ def heeded(lose: Callable[[str], None], logger: Logger) -> Iterator[None]:
 def _heed(lost: LostAddresses, lose: Callable[[str], None], logger: Logger) -> None:
     try:
         for address in lost:
-            lose(address)
+            if address == ANY or not _is_there(address):
+                lose(address)
     except OSError as e:
         logger.warning("lost addresses are heard of no longer: %s", e)
+
+
+def _is_there(address: str) -> bool:
+    """Whether another link still has it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        probe.bind((address, 0))
+        return True
+    return False
 
 
 def of(address: str, connections: Iterable[socket.socket]) -> list[socket.socket]:

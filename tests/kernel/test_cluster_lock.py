@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cni_plugin.agent import clusterlock
 from tests.support.agent import Agent
 from tests.support.netns import Namespace, wait_until
 from tests.support.topology import Topology
@@ -60,6 +63,43 @@ def test_a_second_agent_begins_when_the_first_has_ended(
         first.close()
         if second is not None:
             second.close()
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)], ids=["plain", "forced"])
+def test_a_node_whose_agent_follows_is_not_taken_apart(
+    topology: Topology,
+    start: Callable[[Namespace, str, str], Agent],
+    podwire_executable: str,
+    tmp_path: Path,
+    options: tuple[str, ...],
+) -> None:
+    """Whatever its socket, and whatever its inventory; when it has ended, nothing of it is left."""
+    node = topology.node("node")
+    with node.entered():
+        state = Path(clusterlock.namespace_lock()).parent
+    agent = start(node, "first", "nodes.json")
+
+    def uninstall() -> subprocess.CompletedProcess[str]:
+        argv = (podwire_executable, "uninstall", "--bin-dir", str(tmp_path / "bin"), *options)
+        argv += ("--socket", str(tmp_path / "other.sock"))
+        env = {**os.environ, "PODWIRE_RUNTIME": str(tmp_path / "runtime")}
+        return node.run(*argv, check=False, env=env)
+
+    try:
+        wait_until(lambda: (state / "cluster" / "state").exists(), 20, "the first follows", 0.05)
+        before = sorted(state.rglob("*"))
+        refused = uninstall()
+        assert (refused.returncode, refused.stdout) == (1, "")
+        said = f"error 11: an agent, process {agent.pid}, follows a cluster here: it holds {state}/"
+        assert refused.stderr.startswith(said)
+        assert sorted(state.rglob("*")) == before
+        agent.terminate()
+    finally:
+        agent.close()
+    done = uninstall()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{state}: removed\n" in done.stdout
+    assert not state.exists()
 
 
 def test_agents_of_two_nodes_do_not_meet(

@@ -281,6 +281,20 @@ def test_a_foreign_configuration_that_comes_first_is_named(follow):
     node.source.tell(Listed(MEMBERS))
     node.wait_for_state("PodwireReady")
     assert "05-other.conflist, which sorts before" in node.source.states[-1].message
+    assert "remove that file" in node.source.states[-1].message
+
+
+@pytest.mark.parametrize("kind", ["multus", "multus-shim"])
+def test_multus_may_come_first(follow, kind):
+    """It has to; nobody is told to remove it."""
+    node = follow(0)
+    (node.conf_dir / "00-multus.conf").write_text(
+        json.dumps({"cniVersion": "0.3.1", "name": "multus-cni-network", "type": kind})
+    )
+    node.source.tell(Listed(MEMBERS))
+    node.wait_for_state("PodwireReady")
+    assert "00-multus.conf: podwire's is the pods' network" in node.source.states[-1].message
+    assert "remove" not in node.source.states[-1].message
 
 
 def test_a_mistake_of_ours_ends_the_agent(follow, split, tmp_path, monkeypatch):

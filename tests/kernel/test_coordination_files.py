@@ -103,7 +103,7 @@ def test_a_peer_that_comes_while_the_disk_is_full(follow, full, topology, podwir
 def test_what_is_remembered_is_not_the_file_s(follow, full):
     """An agent trusts what it knows as long as the file is the same one."""
     node = ready(follow(0), MEMBERS[:2])
-    upkeep = Upkeep(node.memory, logging.getLogger("test.upkeep"))
+    upkeep = Upkeep(node.memory, logging.getLogger("test.upkeep"), lambda: None)
     with node.node.entered():
         upkeep.start()
     try:

@@ -39,7 +39,7 @@ done
 rm -rf /etc/cni /opt/cni /var/lib/cni
 mkdir -p /etc/cni/net.d /opt/cni/bin /var/lib/cni
 echo ready
-while :; do sleep 1000 & wait $! || :; done
+while :; do sleep infinity & wait $! || :; done
 """
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cni_plugin.spec import Attachment, Request
-from ipam import config, host_local
+from ipam import config, host_local, store
 from ipam.config import HostLocalConf, Place
 from ipam.index import key
 
@@ -53,6 +53,13 @@ def pod(number: int | str, ifname: str = "eth0") -> Attachment:
 def add(conf: HostLocalConf, attachment: Attachment, boot: str = BOOT) -> list[str]:
     """The addresses that ADD gives."""
     return [str(ip.address.ip) for ip in host_local.add(conf, attachment, boot).ips]
+
+
+def take_over(place: Place, address: str, attachment: Attachment) -> bool:
+    """Reserve an address that the attachment has already, as `podwire ipam import` does; False
+    when it is reserved. The cursors stay where they are."""
+    with store.opened(place.data_dir, place.network, BOOT) as opened:
+        return opened.reserve(ip_address(address), attachment, None)
 
 
 def held(place: Place) -> dict[str, Attachment]:

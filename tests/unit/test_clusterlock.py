@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -151,3 +152,75 @@ def test_an_inventory_that_can_not_be_written_is_no_reason_to_end(
     (tmp_path / "nodes.json.lock").symlink_to(tmp_path / "nodes.json.lock")
     assert len(claim("one", "nodes.json")) == 1
     assert [record.msg for record in caplog.records] == ["no lock"]
+
+
+# --- whoever takes the node apart -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("namespace", "inventory", "doing"),
+    [("one", "b/nodes.json", "follows a cluster here"), ("two", "a/nodes.json", "writes ")],
+)
+def test_what_an_agent_holds_is_refused_at_once(
+    other: subprocess.Popen[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    namespace: str,
+    inventory: str,
+    doing: str,
+) -> None:
+    monkeypatch.setattr(
+        clusterlock, "namespace_lock", lambda: str(tmp_path / namespace / "cluster.lock")
+    )
+    before = len(os.listdir("/proc/self/fd"))
+    with (
+        pytest.raises(CniError) as caught,
+        clusterlock.keep_out(str(tmp_path / inventory)),
+    ):
+        pass
+    assert caught.value.code == Code.TRY_AGAIN_LATER
+    assert caught.value.msg.startswith(f"an agent, process {other.pid}, {doing}")
+    assert len(os.listdir("/proc/self/fd")) == before
+    other.kill()
+    other.wait()
+    with clusterlock.keep_out(str(tmp_path / inventory)) as held:
+        assert len(held) == 1
+
+
+def test_no_agent_begins_while_the_node_is_taken_apart(
+    claim: Claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits, and then has locks that are there."""
+    path, lock = tmp_path / "one" / "cluster.lock", tmp_path / "nodes.json.lock"
+    monkeypatch.setattr(clusterlock, "namespace_lock", lambda: str(path))
+    path.parent.mkdir()
+    lock.touch()
+    with clusterlock.keep_out(str(tmp_path / "nodes.json")) as held:
+        assert held == {str(path), str(lock)}
+        with pytest.raises(CniError, match="another agent, process"):
+            claim("one", "nodes.json")
+        shutil.rmtree(path.parent)
+        lock.unlink()
+    claim("one", "nodes.json")
+    with pytest.raises(CniError, match="an agent, process"):
+        clusterlock.keep_out(str(tmp_path / "nodes.json")).__enter__()
+
+
+def test_where_nothing_is_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusterlock, "namespace_lock", lambda: str(tmp_path / "a" / "cluster.lock"))
+    with clusterlock.keep_out(str(tmp_path / "b" / "nodes.json")) as held:
+        assert held == frozenset()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_lock_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "cluster.lock"
+    path.symlink_to("elsewhere")
+    monkeypatch.setattr(clusterlock, "namespace_lock", lambda: str(path))
+    with (
+        pytest.raises(CniError, match="Too many levels of symbolic links") as caught,
+        clusterlock.keep_out(str(tmp_path / "nodes.json")),
+    ):
+        pass
+    assert caught.value.code == Code.IO_FAILURE
+    assert not (tmp_path / "elsewhere").exists()

@@ -363,3 +363,45 @@ def test_a_link_that_leads_nowhere(folder: Path) -> None:
     found = in_use(str(folder))
     assert found is not None
     assert "No such file" in found.problem
+
+
+# --- what people write ------------------------------------------------------------------------
+
+_LIST = conflists.default_template()
+_PLUGINS: list[Any] = _LIST["plugins"]
+
+
+def deep(levels: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for _ in range(levels):
+        found = {"a": found}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"cniVersions": 5}, "cniVersions: expected"),
+        ({"cniVersions": [[]]}, "cniVersions[0]: expected"),
+        ({"cniVersion": ["1.0.0"]}, "cniVersion: expected"),
+        ({"cniVersion": None}, "cniVersion: expected a version beside cniVersions"),
+        ({"name": 5}, "name: expected"),
+        ({"plugins": {}}, "plugins: expected"),
+        ({"plugins": [*_PLUGINS, 5]}, "plugins[1]: expected"),
+        ({"plugins": [*_PLUGINS, {"foo": 1}]}, "plugins[1].type: expected the name of a plugin"),
+        ({"plugins": [*_PLUGINS, {"type": 5}]}, "plugins[1].type: expected"),
+        ({"plugins": [*_PLUGINS, {"type": "../x"}]}, "plugins[1].type: expected"),
+        ({"x": deep(5000)}, "nested too deeply"),
+    ],
+)
+def test_a_list_of_another_shape(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(CniError) as refused:
+        conflists.render({**_LIST, **changes}, (), "/nodes.json", "node-1", 0)
+    assert refused.value.code == Code.INVALID_CONFIG
+    assert field in refused.value.msg
+
+
+def test_what_is_null_is_as_not_there() -> None:
+    nulls = {"cniVersions": None, "cniVersion": None, "disableCheck": None}
+    text = conflists.render({**_LIST, **nulls}, (), "/nodes.json", "node-1", 0)
+    assert text == conflists.render(_LIST, (), "/nodes.json", "node-1", 0)

@@ -90,3 +90,63 @@ def test_people_know_the_server_by_its_url(
         path.write_text(content)
     found = tool_follow._server_in_words(server, "" if content is None else str(path))
     assert found == words.replace("PATH", str(path))
+
+
+# --- options that nobody would heed ---------------------------------------------------------------
+
+_EITHER = "--kubernetes or --etcd"
+_ETCD, _KUBERNETES = ("--etcd", "http://127.0.0.1:1"), ("--kubernetes",)
+
+
+@pytest.fixture
+def lives(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What the agents of this test were to follow; none begins."""
+    found: list[object] = []
+    monkeypatch.setattr(
+        "cni_plugin.agent.life.live", lambda _, __, options: found.append(options.follow)
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("given", "needed"),
+    [
+        (("--kubeconfig", "/k"), "--kubernetes"),
+        (("--api-server", "https://a:6443"), "--kubernetes"),
+        (("--network", "/network.json"), _EITHER),
+        (("--inventory", "/nodes.json"), _EITHER),
+        (("--conf-dir", tool_follow.CONF_DIR), _EITHER),
+        (("--node-name", "node-1"), _EITHER),
+        (("--etcd-format", "podwire"), "--etcd"),
+        (("--etcd-ttl", "0"), "--etcd"),
+        (("--etcd-pool", "10.244.0.0/16"), "--etcd"),
+        (("--etcd-key", "/key"), "--etcd"),
+        (("--node-address", "192.168.1.2"), "--etcd"),
+        ((*_KUBERNETES, "--node-address", "192.168.1.2"), "--etcd"),
+        ((*_KUBERNETES, "--etcd-format", "flannel"), "--etcd"),
+        ((*_ETCD, "--kubeconfig", "/k"), "--kubernetes"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else f"by {each}",
+)
+def test_an_option_that_nobody_heeds_is_an_error(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    lives: list[object],
+    given: tuple[str, ...],
+    needed: str,
+) -> None:
+    assert cli.tool(["agent", "--socket", str(tmp_path / "agent.sock"), *given]) == 2
+    assert f"{given[-2]} is of no use without {needed}\n" in capsys.readouterr().err
+    assert lives == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_variables_and_empty_options_are_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives: list[object]
+) -> None:
+    """Those are there for other programs, these in places where something may be filled in."""
+    for name in ("KUBECONFIG", "NODE_NAME", "PODWIRE_API_SERVER"):
+        monkeypatch.setenv(name, "x")
+    empty = [f"--{name}=" for name in ("kubeconfig", "api-server", "network", "etcd-pool")]
+    assert cli.tool(["agent", "--socket", str(tmp_path / "agent.sock"), *empty]) == 0
+    assert lives == [None]

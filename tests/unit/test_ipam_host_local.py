@@ -28,6 +28,7 @@ from tests.unit.ipam_disk import (
     held,
     index,
     pod,
+    take_over,
 )
 
 REPOSITORY = Path(__file__).parents[2]
@@ -454,24 +455,15 @@ def test_reservations_are_listed_in_order(conf: HostLocalConf, place: Place) -> 
     assert found[0].since == int((directory(place) / "10.244.0.2").stat().st_mtime)
 
 
-def test_free_and_adopt(conf: HostLocalConf, place: Place) -> None:
-    address = ip_address("10.244.0.40")
-    host_local.adopt(place, address, pod(1), BOOT)
-    host_local.adopt(place, address, pod(1), BOOT)
-    error = refusal(lambda: host_local.adopt(place, address, pod(2), BOOT))
-    assert error.code == Code.ADDRESS_UNAVAILABLE
-    assert "c1 eth0" in error.msg
+def test_an_address_that_is_freed(conf: HostLocalConf, place: Place) -> None:
+    address = "10.244.0.40"
+    assert take_over(place, address, pod(1))
+    assert not take_over(place, address, pod(2))
     assert not (directory(place) / "last_reserved_ip.0").exists()
     assert add(conf, pod(3))[0] == "10.244.0.2"
-    assert host_local.free(place, address, BOOT) == pod(1)
-    assert host_local.free(place, address, BOOT) is None
+    assert host_local.free(place, ip_address(address), BOOT) == pod(1)
+    assert host_local.free(place, ip_address(address), BOOT) is None
     assert_index_agrees(place)
-
-
-@pytest.mark.parametrize("attachment", [Attachment("", "eth0"), Attachment("a\r\nb", "eth0")])
-def test_adopt_refuses_what_no_reservation_can_name(place: Place, attachment: Attachment) -> None:
-    error = refusal(lambda: host_local.adopt(place, ip_address("10.244.0.40"), attachment))
-    assert error.code == Code.INVALID_ENVIRONMENT
 
 
 # --- start-up time ----------------------------------------------------------------------------

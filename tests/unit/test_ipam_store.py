@@ -38,6 +38,7 @@ from tests.unit.ipam_disk import (
     index,
     other_writer,
     pod,
+    take_over,
 )
 
 
@@ -195,7 +196,7 @@ def test_calls_cost_the_same_however_many_reservations_there_are(
 def test_an_attachment_may_hold_many_addresses(conf: HostLocalConf, place: Place) -> None:
     add(conf, pod(1))
     for number in range(50, 60):
-        host_local.adopt(place, ip_address(f"10.244.0.{number}"), pod(1), BOOT)
+        assert take_over(place, f"10.244.0.{number}", pod(1))
     assert host_local.free(place, ip_address("10.244.0.52"), BOOT) == pod(1)
     assert_index_agrees(place)
     assert len(held(place)) == 11
@@ -461,7 +462,7 @@ def steps(conf: HostLocalConf) -> dict[str, tuple[Callable[[], object], Callable
 
     def several() -> None:
         one()
-        host_local.adopt(place, ip_address("10.244.0.99"), pod(1), BOOT)
+        assert take_over(place, "10.244.0.99", pod(1))
 
     def rebooted() -> None:
         several()
@@ -476,7 +477,7 @@ def steps(conf: HostLocalConf) -> dict[str, tuple[Callable[[], object], Callable
             several,
             lambda: host_local.free(place, ip_address("10.244.0.2"), BOOT),
         ),
-        "adopt": (one, lambda: host_local.adopt(place, ip_address("10.244.0.99"), pod(1), BOOT)),
+        "take over an address": (one, lambda: take_over(place, "10.244.0.99", pod(1))),
         "collect": (one, lambda: host_local.collect(place, frozenset(), BOOT)),
         "resync": (foreign, lambda: release(place, pod("x"))),
         "take over": (
@@ -494,7 +495,7 @@ def steps(conf: HostLocalConf) -> dict[str, tuple[Callable[[], object], Callable
         "add",
         "release",
         "free the first",
-        "adopt",
+        "take over an address",
         "collect",
         "resync",
         "take over",

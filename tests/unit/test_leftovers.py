@@ -47,9 +47,19 @@ def test_what_an_agent_knew_of_its_cluster(tmp_path):
         path.write_text(text)
     lock = tmp_path / "nodes.json.lock"
     lock.touch()
-    assert leftovers.cluster_files(*map(str, paths)) == [*map(str, paths), str(lock)]
+    names, held = [*map(str, paths)], {str(lock), str(tmp_path / "cluster.lock")}
+    assert leftovers.cluster_files(held, *names) == [*names, str(lock)]
     assert list(tmp_path.iterdir()) == []
-    assert leftovers.cluster_files(*map(str, paths)) == []
+    assert leftovers.cluster_files(held, *names) == []
     for path in (*paths, lock):
         path.write_text("somebody else's")
-    assert leftovers.cluster_files(*map(str, paths)) == []
+    assert leftovers.cluster_files(held, *names) == []
+
+
+def test_a_lock_that_is_not_held_stays(tmp_path):
+    """Its file must not go under whoever has it, or is about to."""
+    lock = tmp_path / "nodes.json.lock"
+    lock.touch()
+    names = [str(tmp_path / name) for name in ("api-server", "nodes.json", "etcd-lease.json")]
+    assert leftovers.cluster_files((), *names) == []
+    assert lock.exists()

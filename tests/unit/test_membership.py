@@ -69,7 +69,7 @@ def test_nodes_come_by_name_with_all_they_have() -> None:
         Node("b", B.addresses, (), B.pod_cidrs, ip_address("10.0.0.3"), "0a:00:00:00:00:03"),
     )
     assert membership.own() == A
-    assert (membership.first(), Membership("a").first()) == ("a", "")
+    assert (membership.first(1), Membership("a").first(1)) == (["a"], [])
     assert membership.refusals() == ()
 
 
@@ -210,6 +210,7 @@ def test_own_networks_are_kept_out() -> None:
     assert not membership.keep_out([("eth0", network)])
     assert subnets(membership) == {"a": ["10.244.1.0/24"], "b": []}
     assert "overlaps 10.244.2.0/23 of eth0" in only(membership).message
+    assert only(membership).holder == "a"  # nobody else may know
     assert not membership.apply(Put(B))
     assert membership.keep_out([])
     assert subnets(membership) == subnets(of(A, B))
@@ -306,6 +307,24 @@ def test_nobody_announces_what_follows_from_the_name_of_another(victim: str) -> 
     assert macs(membership)[0 if victim == "a" else 1] == mac
 
 
+def test_two_names_that_the_same_link_layer_address_follows_from() -> None:
+    """Rare, and easily made by whoever may make Nodes: it costs nobody else anything."""
+    names = ("n2078295", "n10410603")
+    assert len({vtep_mac(1, name) for name in names}) == 1
+    one, other = (
+        member(name, f"192.168.1.{number}", f"10.244.{number}.0/24", since="2")
+        for number, name in enumerate(names, 3)
+    )
+    mac = vtep_mac(1, names[0])
+    thief = member("thief", "192.168.1.9", "10.244.9.0/24", since="3", vtep_mac=mac)
+    membership = of(A, one, other, thief)
+    for name in names:
+        holder = min({name, names[1]})  # of as old ones the first by name
+        assert reasons(membership) == [("thief", VTEP, holder)]
+        membership.apply(Gone(name))
+    assert membership.refusals() == ()
+
+
 def test_what_follows_from_a_name_depends_on_the_overlay() -> None:
     claimant = B._replace(vtep_mac=vtep_mac(7, "c"))
     membership = of(A, claimant, C)
@@ -335,13 +354,13 @@ def test_the_overlay_goes_where_a_member_says() -> None:
 @pytest.mark.parametrize(
     ("address", "word", "holder"),
     [
-        ("192.168.1.2", "the node that was to send", ""),
+        ("192.168.1.2", "the node that was to send", "a"),
         ("192.168.1.4", "the address of node c", "c"),
         ("10.244.3.9", "inside podCIDR 10.244.3.0/24 of node c", "c"),
         ("10.244.2.9", "inside podCIDR 10.244.2.0/24 of node b", "b"),
-        ("192.168.1.255", "no node's address in 192.168.1.0/24 (eth0)", ""),
-        ("192.168.1.0", "no node's address", ""),
-        ("203.0.113.1", "no node's address in 203.0.113.1/32 (the API server)", ""),
+        ("192.168.1.255", "no node's address in 192.168.1.0/24 (eth0)", "a"),
+        ("192.168.1.0", "no node's address", "a"),
+        ("203.0.113.1", "no node's address in 203.0.113.1/32 (the API server)", "a"),
         ("255.255.255.255", "no other node can send to", ""),
         ("127.0.0.1", "no other node can send to", ""),
         ("fd00:1::3", "has no IPv6 address", ""),

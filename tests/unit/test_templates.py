@@ -96,6 +96,24 @@ def test_what_fails_is_not_tried_again_at_once(node: Node, monkeypatch: Any) -> 
     assert node.use() == 1300
 
 
+@pytest.mark.parametrize("part", ["_check", "_attempt"])
+def test_what_nobody_has_foreseen_is_a_mistake_too(
+    node: Node, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """It would end the agents of all nodes, and those that are started after them."""
+    node.share(1400)
+    node.use()
+    usual = getattr(node, part)
+
+    def unforeseen(shared: Shared, *rest: bool) -> Any:
+        return usual(shared, *rest) if _mtu(shared) != 1300 else {}["type"]
+
+    monkeypatch.setattr(node, part, unforeseen)
+    node.share(1300)
+    assert node.use() == 1400
+    assert "KeyError: 'type'" in node.templates.problem
+
+
 def test_another_one_is_tried_at_once(node: Node) -> None:
     node.share(1400)
     node.use()
