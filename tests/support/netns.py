@@ -126,8 +126,9 @@ class Namespace:
         }
         for family, table in routes:
             shown = self.run("ip", family, "route", "show", "table", table, check=False).stdout
+            lines = shown.replace(" linkdown", "").splitlines()  # comes and goes by itself
             state[f"routes {family}"] = sorted(
-                line.strip() for line in shown.splitlines() if not line.startswith("fe80::")
+                line.strip() for line in lines if not line.startswith("fe80::")
             )
             rules = self.run("ip", family, "rule", "show", check=False).stdout
             state[f"rules {family}"] = sorted(line.strip() for line in rules.splitlines())
