@@ -16,9 +16,10 @@ import pytest
 from tests.support import executable, faults, require
 from tests.support.agent import Agent, AgentPlugin, AgentStage
 from tests.support.faults import Stage
+from tests.support.follower import Follower, followers
 from tests.support.netns import Namespace, Namespaces
 from tests.support.plugin import Config, Plugin
-from tests.support.topology import Topology
+from tests.support.topology import Split, Topology
 
 # --- ways ---------------------------------------------------------------------------------------
 
@@ -427,3 +428,19 @@ def agent_stages(topology: Topology, podwire_executable: str, tmp_path: Path) ->
     yield make
     for stage in made:
         stage.agent.close()
+
+
+# --- nodes that follow a cluster ------------------------------------------------------------------
+
+
+@pytest.fixture
+def split(topology: Topology, tmp_path: Path) -> Split:
+    """Three nodes, two on one link and the third behind routers."""
+    return Split(topology, tmp_path)
+
+
+@pytest.fixture
+def follow(split: Split, tmp_path: Path) -> Iterator[Callable[..., Follower]]:
+    """follow(0) is node 0 of these, which follows a cluster that has told nothing yet."""
+    with followers(split, tmp_path) as make:
+        yield make

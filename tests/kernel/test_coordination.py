@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from threading import Event
 from time import sleep
 
@@ -13,19 +11,7 @@ import pytest
 from cni_plugin.sources import Away, Gone, Listed, Put, Readiness
 from tests.support import probe
 from tests.support.fakesource import member
-from tests.support.follower import MEMBERS, Follower, followers, subnets_of
-from tests.support.topology import Split, Topology
-
-
-@pytest.fixture
-def split(topology: Topology, tmp_path: Path) -> Split:
-    return Split(topology, tmp_path)
-
-
-@pytest.fixture
-def follow(split: Split, tmp_path: Path) -> Iterator[Callable[..., Follower]]:
-    with followers(split, tmp_path) as make:
-        yield make
+from tests.support.follower import MEMBERS, Follower, subnets_of
 
 
 def test_a_node_gets_a_network(follow):

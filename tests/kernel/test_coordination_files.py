@@ -6,8 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from time import monotonic, sleep
 
 import pytest
@@ -19,21 +18,9 @@ from cni_plugin.node import FOLLOWED
 from cni_plugin.sources import Gone, Listed, Put
 from cni_plugin.spec import Code
 from tests.support.fakesource import member
-from tests.support.follower import MEMBERS, Follower, followers, subnets_of
-from tests.support.topology import Split, Topology
+from tests.support.follower import MEMBERS, Follower, subnets_of
 
 SOON_S = 3.0  # a look a second, and a machine that is slow
-
-
-@pytest.fixture
-def split(topology: Topology, tmp_path: Path) -> Split:
-    return Split(topology, tmp_path)
-
-
-@pytest.fixture
-def follow(split: Split, tmp_path: Path) -> Iterator[Callable[..., Follower]]:
-    with followers(split, tmp_path) as make:
-        yield make
 
 
 @pytest.fixture

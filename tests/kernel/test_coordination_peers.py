@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
@@ -13,24 +12,12 @@ import pytest
 from cni_plugin.agent.upkeep import Upkeep
 from cni_plugin.sources import Listed, Put
 from tests.support.fakesource import member
-from tests.support.follower import MEMBERS, Follower, followers
-from tests.support.topology import Split, Topology
+from tests.support.follower import MEMBERS, Follower
 
 MEMBERS_4 = tuple(
     each._replace(addresses=each.addresses[:1], pod_cidrs=each.pod_cidrs[:1]) for each in MEMBERS
 )
 SOON_S = 8.0  # much less than the half minute after which all of it is looked at
-
-
-@pytest.fixture
-def split(topology: Topology, tmp_path: Path) -> Split:
-    return Split(topology, tmp_path)
-
-
-@pytest.fixture
-def follow(split: Split, tmp_path: Path) -> Iterator[Callable[..., Follower]]:
-    with followers(split, tmp_path) as make:
-        yield make
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,10 @@ from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.statefolder import StateFolder, node_key
 from cni_plugin.sources import Away, Listed, Readiness
 from tests.support.fakesource import member
-from tests.support.follower import MEMBERS, Follower, followers
+from tests.support.follower import MEMBERS, Follower
 from tests.support.netns import Namespace
-from tests.support.topology import Split, Topology
 
 LOGGER = logging.getLogger("test.clusterstate")
-
-
-@pytest.fixture
-def split(topology: Topology, tmp_path: Path) -> Split:
-    return Split(topology, tmp_path)
-
-
-@pytest.fixture
-def follow(split: Split, tmp_path: Path) -> Iterator[Callable[..., Follower]]:
-    with followers(split, tmp_path) as make:
-        yield make
 
 
 def noted(node: Follower) -> ClusterState | None:
