@@ -84,20 +84,14 @@ def keep_out(inventory: str) -> Iterator[frozenset[str]]:
 def _locked_now(path: str, doing: str, flags: int) -> int:
     """The open file with the lock on it, without waiting for whoever holds it, who does `doing`."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o600)
+        fd, holder = _tried(path, flags)
     except (FileNotFoundError, PermissionError):
         raise
     except OSError as e:
         why = "it is no lock of an agent's"
         raise CniError(Code.IO_FAILURE, f"{path}: {e.strerror}", why) from e
-    try:
-        if _is_locked(fd, path):
-            return fd
-        holder = _holder(fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    os.close(fd)
+    if fd >= 0:
+        return fd
     raise CniError(
         Code.TRY_AGAIN_LATER,
         f"an agent, {holder}, {doing}: it holds {path}",
@@ -111,15 +105,9 @@ def _locked(path: str, doing: str, logger: Logger) -> int:
     told = False
     os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            if _is_locked(fd, path):
-                return fd
-            holder = _holder(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
+        fd, holder = _tried(path, os.O_CREAT)
+        if fd >= 0:
+            return fd
         if monotonic() > deadline:
             raise CniError(
                 Code.TRY_AGAIN_LATER,
@@ -130,6 +118,20 @@ def _locked(path: str, doing: str, logger: Logger) -> int:
             logger.info("waiting", extra={"fields": {"lock": path, "holder": holder}})
             told = True
         sleep(_PAUSE_S)
+
+
+def _tried(path: str, flags: int) -> tuple[int, str]:
+    """The open file with the lock on it, or -1 and who holds it. Raises OSError, CniError 110."""
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o600)
+    try:
+        if _is_locked(fd, path):
+            return fd, ""
+        holder = _holder(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return -1, holder
 
 
 def _is_locked(fd: int, path: str) -> bool:
