@@ -381,9 +381,9 @@ def test_a_probe_hands_on_what_the_file_holds(probe: Call, tmp_path: Path, escap
 
 def test_a_probe_without_an_agent(probe: Call, tmp_path: Path) -> None:
     for words in ((), (_conflist(tmp_path),)):
-        done = probe(*words, socket="/nowhere/agent.sock")
+        done = probe(*words, socket="/proc/nowhere/agent.sock")
         assert (done.returncode, done.stdout) == (1, b"")
-        assert done.stderr.startswith(b"error 11: no agent serves at /nowhere/agent.sock: ")
+        assert done.stderr.startswith(b"error 11: no agent serves at /proc/nowhere/agent.sock: ")
 
 
 def test_a_probe_of_an_agent_whose_cluster_is_away(
@@ -434,7 +434,7 @@ def test_a_probe_by_a_file_that_is_none(
     (tmp_path / "large").write_bytes(b" " * 3_000_000)
     (tmp_path / "deep").write_bytes(b"[" * 100_000)
     (tmp_path / "other").write_bytes(b'{"plugins": [{"type": "bridge"}]}')
-    done = probe(str(tmp_path / name) if name else "", socket="/nowhere/agent.sock")
+    done = probe(str(tmp_path / name) if name else "", socket="/proc/nowhere/agent.sock")
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.startswith(b"error ")
     assert words in done.stderr

@@ -196,19 +196,19 @@ def test_a_user_without_privileges(podwire: str, tmp_path: Path) -> None:
 
 def test_the_callers_python_and_linker_do_not_matter(podwire: str, environ: dict[str, str]) -> None:
     garbage = {
-        "PYTHONHOME": "/nowhere",
-        "PYTHONPATH": "/nowhere",
-        "PYTHONSTARTUP": "/nowhere",
+        "PYTHONHOME": "/proc/nowhere",
+        "PYTHONPATH": "/proc/nowhere",
+        "PYTHONSTARTUP": "/proc/nowhere",
         "PYTHONWARNINGS": "error",
         "PYTHONMALLOC": "nonsense",
-        "LD_PRELOAD": "/nowhere/preload.so",
-        "LD_LIBRARY_PATH": "/nowhere",
-        "LD_AUDIT": "/nowhere/audit.so",
+        "LD_PRELOAD": "/proc/nowhere/preload.so",
+        "LD_LIBRARY_PATH": "/proc/nowhere",
+        "LD_AUDIT": "/proc/nowhere/audit.so",
         "LD_DEBUG": "all",
         "GLIBC_TUNABLES": "glibc.malloc.check=3",
         "LC_ALL": "xx_XX.ISO-8859-1",
         "LANG": "xx_XX",
-        "MICROPYPATH": "/nowhere",
+        "MICROPYPATH": "/proc/nowhere",
     }
     done = _run(podwire, "--version", env=environ | garbage)
     assert (done.returncode, done.stderr) == (0, "")
@@ -232,9 +232,9 @@ def test_a_delegate_gets_the_callers_environment(
         "PATH": os.environ["PATH"],
         "HOME": None,
         "LD_BIND_NOW": "",
-        "LD_LIBRARY_PATH": "/nowhere",
+        "LD_LIBRARY_PATH": "/proc/nowhere",
         "GLIBC_TUNABLES": "glibc.malloc.check=0",
-        "PYTHONPATH": "/nowhere",
+        "PYTHONPATH": "/proc/nowhere",
         "LC_ALL": "POSIX",
         "MALLOC_ARENA_MAX": "1",
         "ODD": "a=b\tc\ud800".encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape"),

@@ -196,9 +196,9 @@ def test_a_conflist_of_ours_is_replaced(node: Node) -> None:
     "options",
     [
         ["--subnet", "10.244.0.0/24"],
-        ["--conf-dir", "/nowhere", "--subnet", "10.244.0.1/24"],
-        ["--conf-dir", "/nowhere", "--subnet", "10.1.0.0/24", "--subnet", "10.2.0.0/24"],
-        ["--conf-dir", "/nowhere", "--subnet", "10.1.0.0/24", "--nodes", "/nodes.json"],
+        ["--conf-dir", "/proc/nowhere", "--subnet", "10.244.0.1/24"],
+        ["--conf-dir", "/proc/nowhere", "--subnet", "10.1.0.0/24", "--subnet", "10.2.0.0/24"],
+        ["--conf-dir", "/proc/nowhere", "--subnet", "10.1.0.0/24", "--nodes", "/nodes.json"],
     ],
 )
 def test_mistakes_in_the_arguments(node: Node, options: Sequence[str]) -> None:

@@ -67,7 +67,7 @@ def test_a_file_in_its_way(called, agents, machine, auto_conf, make_sandbox, mak
 @pytest.mark.parametrize(
     "fault",
     [
-        "executable.path = lambda: ['/nowhere/podwire']",
+        "executable.path = lambda: ['/proc/nowhere/podwire']",
         "executable.path = lambda: ['/etc/passwd']",
         "os.posix_spawn = lambda *a, **k: os.close(-1)",
         "import errno; os.posix_spawn = raising(BlockingIOError(errno.EAGAIN, 'no process'))",

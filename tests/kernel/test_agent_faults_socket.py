@@ -103,7 +103,7 @@ NOBODY: dict[str, Callable[[str], object]] = {
     "folder": os.mkdir,
     "fifo": os.mkfifo,
     "loop": lambda path: os.symlink(path, path),
-    "dangling": lambda path: os.symlink("/nowhere/at/all", path),
+    "dangling": lambda path: os.symlink("/proc/nowhere/at/all", path),
     "datagrams": _datagrams,
 }
 

@@ -234,7 +234,7 @@ def test_plugins_that_are_missing_are_named(follow, split, tmp_path):
     (node.bin_dir / "podwire").touch()
     node.source.tell(Listed(MEMBERS))
     node.wait(lambda: f"no plugin tunning in {node.bin_dir}" in message(node), "what is missing")
-    (node.bin_dir / "tunning").symlink_to("/nowhere")
+    (node.bin_dir / "tunning").symlink_to("/proc/nowhere")
     (node.bin_dir / "podwire").unlink()
     node.source.tell(Listed(MEMBERS))
     node.wait(lambda: f"no plugin podwire in {node.bin_dir}" in message(node), "what is missing")

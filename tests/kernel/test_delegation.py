@@ -129,7 +129,8 @@ def test_a_delegate_without_a_gateway_in_its_answer(
 
 
 @pytest.mark.parametrize(
-    ("cni_path", "code", "word"), [(None, 4, "CNI_PATH"), ("/nowhere:/else", 105, "/nowhere")]
+    ("cni_path", "code", "word"),
+    [(None, 4, "CNI_PATH"), ("/proc/nowhere:/else", 105, "/proc/nowhere")],
 )
 def test_where_delegates_are_looked_for(
     plugin_there, node, sandbox, make_conf, fake_ipam, untouched, cni_path, code, word

@@ -82,7 +82,16 @@ def test_something_else(stage, path):
 @pytest.mark.parametrize(
     "path",
     [
-        *("nowhere", "./a/b", "/nowhere/at/all", "/" + "x" * 300, "/x" * 3000, "/a\nb", " ", "\t"),
+        *(
+            "nowhere",
+            "./a/b",
+            "/proc/nowhere/at/all",
+            "/" + "x" * 300,
+            "/x" * 3000,
+            "/a\nb",
+            " ",
+            "\t",
+        ),
         *("/run/\udcff\udcfe", "/run/\u202e\u0000x".replace("\0", ""), "%s%n", "$(reboot)", "-1"),
     ],
     ids=range(13),

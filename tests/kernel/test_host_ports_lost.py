@@ -93,7 +93,7 @@ ODD: dict[str, Callable[[Path], object]] = {
     "deep": lambda path: path.write_text("[" * 200_000),
     "port": lambda path: path.write_text('{"ports": [["tcp", "", 70000, "10.244.0.5", 80]]}'),
     "symlink": lambda path: path.symlink_to("/etc/passwd"),
-    "dangling": lambda path: path.symlink_to("/nowhere"),
+    "dangling": lambda path: path.symlink_to("/proc/nowhere"),
     "directory": folder_with_something,
     "fifo": lambda path: os.mkfifo(path),
 }

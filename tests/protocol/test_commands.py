@@ -249,7 +249,7 @@ def test_del_with_a_configuration_that_was_broken_since(
         {"bridge": "../x"},
         {"runtimeConfig": 5},
         {"dns": 5},
-        {"nodes": "/nonexistent"},
+        {"nodes": "/proc/nowhere"},
         {"ipam": {**good["ipam"], "ranges": 5}},
         {"ipam": {**good["ipam"], "ranges": None, "routes": "x"}},
     )
@@ -392,7 +392,7 @@ def test_the_ipam_plugin_alone(
     """It needs neither root nor the sandbox: it only hands out addresses."""
     ipam = Plugin(podwire_ipam_executable)
     conf = make_conf(cniVersion=version, ipam=DUAL)
-    gone = "/nonexistent/netns"
+    gone = "/proc/nowhere/netns"
     result = ipam.add(conf, gone, cid="ctr").result
     assert result["cniVersion"] == version
     assert "interfaces" not in result

@@ -46,7 +46,7 @@ def test_a_path_is_never_executed(
     env = {
         "CNI_CONTAINERID": "ctr",
         "CNI_IFNAME": "eth0",
-        "CNI_NETNS": "/nonexistent/netns",
+        "CNI_NETNS": "/proc/nowhere/netns",
         "CNI_PATH": str(trap.cni_path),
     }
     for kind in kinds:
@@ -71,7 +71,7 @@ def test_a_name_is_executed_from_cni_path(
     env = {
         "CNI_CONTAINERID": "ctr",
         "CNI_IFNAME": "eth0",
-        "CNI_PATH": f"/nonexistent:{trap.cni_path}",
+        "CNI_PATH": f"/proc/nowhere:{trap.cni_path}",
     }
     assert plugin.call("DEL", conf, env).ok
     assert trap.mark.read_text() == "DEL\n"
@@ -114,7 +114,7 @@ def test_nothing_is_run_from_the_working_directory(
     podwire: Plugin, make_conf: MakeConf, trap: Trap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(trap.folder)
-    env = {"CNI_CONTAINERID": "ctr", "CNI_IFNAME": "eth0", "CNI_PATH": "/nonexistent"}
+    env = {"CNI_CONTAINERID": "ctr", "CNI_IFNAME": "eth0", "CNI_PATH": "/proc/nowhere"}
     podwire.call("DEL", make_conf(ipam={"type": "evil"}), env)
     assert os.listdir() == ["evil"]
     assert not trap.mark.exists()

@@ -18,7 +18,7 @@ from tests.support.plugin import Config, Plugin, Reply
 ENV = {
     "CNI_CONTAINERID": "ctr",
     "CNI_IFNAME": "eth0",
-    "CNI_NETNS": "/nonexistent/netns",
+    "CNI_NETNS": "/proc/nowhere/netns",
     "CNI_ARGS": None,
 }
 COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS")

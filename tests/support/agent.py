@@ -54,7 +54,7 @@ class AgentPlugin(Plugin):
         return AgentPlugin(self.executable, node, self.cni_path, self.socket)
 
     def environ(self, command: str, values: Mapping[str, str | None]) -> dict[str, str]:
-        path = self.socket or "/nowhere/agent.sock"
+        path = self.socket or "/proc/nowhere/agent.sock"
         return super().environ(command, {"PODWIRE_SOCKET": path} | dict(values))
 
 

@@ -37,7 +37,7 @@ def test_from_ready_to_stopping(manager: tuple[socket.socket, str], tmp_path: Pa
     assert not (tmp_path / "agent.ready").exists()
 
 
-@pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/nonexistent"}])
+@pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "/proc/nowhere"}])
 def test_nobody_has_to_listen(environ: dict[str, str], tmp_path: Path) -> None:
     path = str(tmp_path / "agent.sock")
     readiness.announce(path, environ)
@@ -82,4 +82,4 @@ def test_where_it_is(socket_path: str, ready: str) -> None:
 
 def test_a_file_that_cannot_be_written_is_an_error() -> None:
     with pytest.raises(OSError):
-        readiness.announce("/nonexistent/agent.sock", {})
+        readiness.announce("/proc/nowhere/agent.sock", {})

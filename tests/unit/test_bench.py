@@ -193,8 +193,8 @@ def test_with_an_executable_it_is_the_agents_client_and_alone(monkeypatch):
 
 
 def test_an_executable_that_is_not_there_is_an_error(monkeypatch):
-    monkeypatch.setenv("PODWIRE_EXECUTABLE", "/nowhere/podwire")
-    with pytest.raises(FileNotFoundError, match="/nowhere/podwire"):
+    monkeypatch.setenv("PODWIRE_EXECUTABLE", "/proc/nowhere/podwire")
+    with pytest.raises(FileNotFoundError, match="/proc/nowhere/podwire"):
         contenders.podwires()
 
 

@@ -74,8 +74,8 @@ def test_it_is_not_part_of_a_usual_run():
 
 
 def test_what_is_missing_is_said(monkeypatch):
-    monkeypatch.setenv("KUBEBUILDER_ASSETS", "/nowhere")
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", "/proc/nowhere")
+    monkeypatch.setenv("PATH", "/proc/nowhere")
     (note,) = cluster.missing()
     assert "kube-apiserver" in note
     assert "KUBEBUILDER_ASSETS" in note

@@ -227,11 +227,11 @@ def test_status_names_plugins_that_are_missing(run: Run, tmp_path: Path) -> None
     """Where the folder can be seen; that it is the runtime's can't be told."""
     path = _conflist(tmp_path / "a.conflist", {"type": "podwire"}, {"type": "portmap"})
     (tmp_path / "bin").mkdir()
-    options = ("status", "--config", str(path), "--cni-path", f"/nowhere:{tmp_path}/bin")
+    options = ("status", "--config", str(path), "--cni-path", f"/proc/nowhere:{tmp_path}/bin")
     assert "is not in" not in run(*options)[1]
     (tmp_path / "bin/podwire").touch()
     _, out, _ = run(*options)
-    assert f"warning    plugin portmap is not in /nowhere and {tmp_path}/bin" in out
+    assert f"warning    plugin portmap is not in /proc/nowhere and {tmp_path}/bin" in out
     _, out, _ = run(*options, "--json")
     (missing,) = json.loads(out)["missing"]
     assert missing["plugin"] == "portmap"

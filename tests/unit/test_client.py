@@ -270,7 +270,7 @@ def test_stdin_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
             [sys.executable, "-c", command],
             stdin=readable,
             capture_output=True,
-            env={"CNI_COMMAND": "ADD", client.SOCKET_VARIABLE: "/nowhere/agent.sock"},
+            env={"CNI_COMMAND": "ADD", client.SOCKET_VARIABLE: "/proc/nowhere/agent.sock"},
             timeout=20,
             check=False,
         )
@@ -334,7 +334,7 @@ def test_what_the_agent_is_told(agent: FakeAgent, tmp_path: Path, ipam: bool) ->
 @pytest.mark.parametrize(
     ("path", "errno"),
     [
-        ("/nonexistent", 2),
+        ("/proc/nowhere", 2),
         ("/dev/null/x", 20),
         ("/" + "x" * 5000, 36),
         ("", 0),
@@ -436,7 +436,7 @@ def test_an_empty_environment_has_no_variables() -> None:
     assert client.variable(b"", "A") == ""
 
 
-@pytest.mark.parametrize("path", ["/nonexistent/agent.sock", "relative", "/" + "x" * 108])
+@pytest.mark.parametrize("path", ["/proc/nowhere/agent.sock", "relative", "/" + "x" * 108])
 def test_without_an_agent_the_work_is_this_process_s(path: str) -> None:
     assert called(environ(path), CONF) == Outcome(None, CONF, b"", b"")
 
@@ -467,10 +467,10 @@ def conf(**keys: object) -> bytes:
 
 def test_the_configured_socket_comes_first(agent: FakeAgent) -> None:
     agent.script = says(SERVED)
-    given = environ("/nonexistent")
+    given = environ("/proc/nowhere")
     assert called(given, conf(agentSocket=agent.path)).status == 0
     assert called(given, conf(agentSocket="")).status is None
-    assert called(environ(agent.path), conf(agentSocket="/nonexistent")).status is None
+    assert called(environ(agent.path), conf(agentSocket="/proc/nowhere")).status is None
 
 
 @pytest.mark.parametrize("value", ["", "auto", None, 5, [], "no"])
@@ -511,7 +511,7 @@ def test_a_configuration_that_cannot_be_read_is_the_agents_to_refuse(
 @pytest.mark.parametrize("text", [r"/\u0000", r"/\ud800", r"/\udcff", "/\u00e9" * 70])
 def test_a_path_that_is_none(text: str) -> None:
     stdin = b'{"agentSocket": "' + text.encode() + b'"}'
-    assert called(environ("/nonexistent"), stdin).status is None
+    assert called(environ("/proc/nowhere"), stdin).status is None
 
 
 # --- error documents ----------------------------------------------------------------------------

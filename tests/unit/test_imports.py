@@ -42,7 +42,7 @@ _ADD = """
 import json
 from cni_plugin.__main__ import serve
 environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "pod", "CNI_IFNAME": "eth0",
-           "CNI_NETNS": "/nowhere", "CNI_PATH": "/opt/cni/bin"}
+           "CNI_NETNS": "/proc/nowhere", "CNI_PATH": "/opt/cni/bin"}
 config = {"cniVersion": "1.0.0", "name": "pods", "type": "podwire",
           "ipam": {"type": "host-local", "subnet": "10.244.0.0/24"}}
 assert serve(environ, lambda: json.dumps(config).encode())[0] == 1

@@ -95,8 +95,8 @@ def test_another_version_is_refused(
 def test_a_choice_that_does_not_exist(
     project: str, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(source.VARIABLE, "/nonexistent/micropython")
-    with pytest.raises(source.MissingError, match=r"\$MICROPYTHON_SRC is /nonexistent"):
+    monkeypatch.setenv(source.VARIABLE, "/proc/nowhere/micropython")
+    with pytest.raises(source.MissingError, match=r"\$MICROPYTHON_SRC is /proc/nowhere"):
         source.find(project, cache)
 
 
@@ -171,7 +171,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
 def test_without_a_compiler_the_packages_are_named(
     cache: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setenv("PATH", "/proc/nowhere")
     assert build.main(["--cache", cache, "--output", f"{cache}/podwire"]) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("launcher.build: a C compiler is needed: apt-get install gcc libc6-dev")

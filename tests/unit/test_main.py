@@ -17,7 +17,7 @@ from tests.unit import strategies
 ENV = {
     "CNI_COMMAND": "ADD",
     "CNI_CONTAINERID": "ctr",
-    "CNI_NETNS": "/nonexistent/netns",
+    "CNI_NETNS": "/proc/nowhere/netns",
     "CNI_IFNAME": "eth0",
 }
 CONF = b'{"cniVersion": "0.4.0", "name": "podnet", "type": "podwire"}'

@@ -207,7 +207,7 @@ def test_an_error_that_can_not_be_read(
 def test_the_lists_own_socket_counts(
     agent: FakeAgent, run: Run, conflist: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(client.SOCKET_VARIABLE, "/nowhere/agent.sock")
+    monkeypatch.setenv(client.SOCKET_VARIABLE, "/proc/nowhere/agent.sock")
     agent.script = says(READY)
     assert run(conflist({**PLUGIN, "agentSocket": agent.path}))[0] == 0
     assert len(agent.requests) == 1

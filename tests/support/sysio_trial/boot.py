@@ -76,7 +76,7 @@ class Cases:
 
     def case_execve_fails(self):
         return [
-            attempt(sysio.execve, "/nonexistent/x", [b"x"], b"A=1\0"),
+            attempt(sysio.execve, "/proc/nowhere/x", [b"x"], b"A=1\0"),
             attempt(sysio.execve, "/\0", [b"x"], b""),
             attempt(sysio.execve, "/bin/sh", [b"x\0y"], b""),
             attempt(sysio.execve, self.folder, [b"x"], b""),
@@ -121,7 +121,7 @@ class Cases:
         ]
 
     def case_paths_are_refused(self):
-        wrong = ("/nonexistent/x", "", "a\0b", b"a\0b", self.folder + "/" + "n" * 300)
+        wrong = ("/proc/nowhere/x", "", "a\0b", b"a\0b", self.folder + "/" + "n" * 300)
         return [
             [attempt(call, path) for path in wrong]
             for call in (
@@ -140,7 +140,7 @@ class Cases:
                 lambda path: sysio.mkdir(path, 0o700),
                 lambda path: sysio.chmod(path, 0o700),
                 lambda path: sysio.rename(path, self.path("y")),
-                lambda path: sysio.symlink(path, "/nonexistent/y"),
+                lambda path: sysio.symlink(path, "/proc/nowhere/y"),
                 lambda path: sysio.connect(path, 100),
             )
         ]
