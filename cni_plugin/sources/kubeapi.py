@@ -152,13 +152,9 @@ class Api:
         finally:
             self._transport.watch_is_over()
 
-    def patch_node(self, name: str, patch: dict[str, Any]) -> NodeFacts:
-        """Merge `patch` into the Node (RFC 7386): the Node as it is then."""
-        with _failures(self.server):
-            return _facts(self._client.patch(_Node, name, patch, patch_type=PatchType.MERGE))
-
     def patch_status(self, name: str, patch: dict[str, Any]) -> NodeFacts:
-        """Merge `patch` into the Node's status, conditions by their types."""
+        """Merge `patch` into the Node's status and annotations, conditions by their types; its spec
+        can't be reached this way: the Node as it is then."""
         with _failures(self.server):
             return _facts(
                 self._client.patch(_NodeStatus, name, patch, patch_type=PatchType.STRATEGIC)

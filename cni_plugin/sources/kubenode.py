@@ -83,8 +83,6 @@ class _Reader:
                 self.problems.append(e.msg)
             else:
                 found.setdefault(address.version, address)
-        if not found:
-            self.problems.append("status.addresses: expected an InternalIP, found none")
         return tuple(found.values())
 
     def pod_cidrs(self) -> Iterator[IPNetwork]:

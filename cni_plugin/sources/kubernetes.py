@@ -85,16 +85,19 @@ class KubernetesSource:
         self._following.drop()
 
     def _follow(self, view: View) -> None:
-        failures = 0
+        failures, again = 0, False
         while not self._stopped.is_set():
             started = time.monotonic()
             gone = self._hear(view)
             lived = time.monotonic() - started > _LIVED
             if view.take_heard() or lived:
                 failures = 0
-            if not (gone and not failures):
+            if gone and not again:  # it answers, and what came meanwhile is not heard yet
+                failures = 1
+            else:
                 self._stopped.wait(pause(failures))
-            failures += 1
+                failures += 1
+            again = gone
 
     def _hear(self, view: View) -> bool:
         """The list when it is needed, then one watch to its end: whether the list must be read
@@ -127,12 +130,15 @@ class KubernetesSource:
     # --- telling -------------------------------------------------------------------------------
 
     def announce(self, own: Announcement) -> None:
-        """See `Source`: patches the annotations of the own Node that differ."""
+        """See `Source`: patches the annotations of the own Node that differ.
+
+        They are written through its status: who may patch a Node itself may cordon and taint it.
+        """
         with self._telling_to() as api:
             changes = annotations_to_change(self._own.known(), own)
             if changes:
                 patch = {"metadata": {"annotations": changes}}
-                self._own.note(api().patch_node(self._node_name, patch))
+                self._own.note(api().patch_status(self._node_name, patch))
 
     def say_ready(self, state: Readiness) -> None:
         """See `Source`: patches the condition NetworkUnavailable of the own Node if it differs."""

@@ -70,13 +70,12 @@ class FakeApi:
         self.version += 1
         self.said.put(Event(kind, facts, str(self.version)))
 
-    def patch_node(self, name: str, patch: dict[str, Any]) -> NodeFacts:
-        self._patched(f"patch {name}", patch)
-        given = dict(self.there[name].annotations) | patch["metadata"]["annotations"]
-        return self._now(name, annotations={k: v for k, v in given.items() if v is not None})
-
     def patch_status(self, name: str, patch: dict[str, Any]) -> NodeFacts:
-        self._patched(f"patch {name}/status", patch)
+        ((part, _),) = patch.items()
+        self._patched(f"patch {name}/status {part}", patch)
+        if part == "metadata":
+            given = dict(self.there[name].annotations) | patch["metadata"]["annotations"]
+            return self._now(name, annotations={k: v for k, v in given.items() if v is not None})
         (one,) = patch["status"]["conditions"]
         condition = Condition(
             one["status"], one["reason"], one["message"], one["lastTransitionTime"]

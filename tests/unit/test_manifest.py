@@ -59,7 +59,7 @@ def mounts(container: Object) -> dict[str, bool]:
 
 def test_the_roles_have_the_least_verbs(objects: dict[str, Object]) -> None:
     assert objects["ClusterRole"]["rules"] == [
-        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch", "patch"]},
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]},
         {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
     ]
     assert objects["Role"]["metadata"]["namespace"] == "default"

@@ -122,6 +122,19 @@ def test_away_is_told_once_and_back_by_the_list_that_is_known(follow: Follow) ->
     assert api.connections == 5, "a CA or kubeconfig that changed would never be read"
 
 
+def test_a_version_that_is_gone_after_failures_means_the_list_at_once(follow: Follow) -> None:
+    """The server answers again: to wait as long as for one that does not would only be late."""
+    api = FakeApi(node("n1"))
+    followed = follow(api)
+    followed.next()
+    api.open_fails = [ApiFailure(f"refused {i}") for i in range(3)] + [GONE]
+    api.said.put(LOST)
+    assert followed.next() == Away("connection lost")
+    followed.settle()
+    assert api.asked == ["list", *["watch 100"] * 5, "list", "watch 100"]
+    assert followed.pauses == [0, 1, 2, 3]
+
+
 def test_what_happened_meanwhile_is_told_after_the_return(follow: Follow) -> None:
     api = FakeApi(node("n1"))
     followed = follow(api)

@@ -63,24 +63,24 @@ def test_a_watch_asks_for_bookmarks_and_for_its_end(api: Api, server: Server) ->
 def test_both_families_come_before_the_older_field(api: Api, server: Server) -> None:
     spec = {"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24", "fd00:10::/64"]}
     server.answer = lambda handler: handler.say({**NODE, "spec": spec})
-    node = api.patch_node("n1", {"metadata": {"annotations": {"a": None}}})
+    node = api.patch_status("n1", {"metadata": {"annotations": {"a": None}}})
     assert node.pod_cidrs == ("10.244.0.0/24", "fd00:10::/64")
 
 
 def test_patches_and_events_as_the_api_wants_them(api: Api, server: Server) -> None:
     server.answer = lambda handler: handler.say(NODE)
-    assert api.patch_node("n1", {"metadata": {"annotations": {"a": None}}}) == FACTS
+    assert api.patch_status("n1", {"metadata": {"annotations": {"a": None}}}) == FACTS
     assert api.patch_status("n1", {"status": {"conditions": [{"type": "X"}]}}) == FACTS
     event = {"metadata": {"name": "e", "namespace": "default"}, "involvedObject": {"name": "n1"}}
     server.answer = lambda handler: handler.say(event, 201)
     api.create_event({**event, "firstTimestamp": "2024-01-01T00:00:00Z", "count": 2})
     assert [one[:3] for one in server.seen] == [
-        ("PATCH", "/api/v1/nodes/n1", {"fieldManager": "podwire"}),
+        ("PATCH", "/api/v1/nodes/n1/status", {"fieldManager": "podwire"}),
         ("PATCH", "/api/v1/nodes/n1/status", {"fieldManager": "podwire"}),
         ("POST", "/api/v1/namespaces/default/events", {"fieldManager": "podwire"}),
     ]
     assert server.bodies[0] == (
-        "application/merge-patch+json",
+        "application/strategic-merge-patch+json",
         {"metadata": {"annotations": {"a": None}}},
     )
     assert server.bodies[1][0] == "application/strategic-merge-patch+json"

@@ -23,8 +23,8 @@ def test_what_the_node_says_already_is_not_written(follow: Follow) -> None:
         followed.source.announce(OWN)
         followed.source.say_ready(READY)
     assert [one for one in api.asked if one.startswith("patch")] == [
-        "patch n1",
-        "patch n1/status",
+        "patch n1/status metadata",
+        "patch n1/status status",
     ]
     assert api.there["n1"].network == Condition("False", *READY[1:], since="2023-11-14T22:13:20Z")
 
@@ -37,7 +37,7 @@ def test_what_others_changed_is_written_again(follow: Follow) -> None:
     api.say("MODIFIED", node("n1", network=Condition("True", "NoRouteCreated", "by a cloud")))
     followed.settle()
     followed.source.say_ready(READY)
-    assert api.asked.count("patch n1/status") == 2
+    assert api.asked.count("patch n1/status status") == 2
 
 
 def test_a_node_made_anew_is_written_again(follow: Follow) -> None:
