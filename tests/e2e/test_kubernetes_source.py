@@ -216,7 +216,6 @@ def test_a_node_without_what_it_needs_is_told_with_its_problem(
     put = follower.next()
     assert isinstance(put, Put)
     assert (put.member.addresses, put.member.pod_cidrs) == ((), ())
-    assert "InternalIP" in put.member.problem
     assert "podwire.io/vtep-mac" in put.member.problem
 
 
