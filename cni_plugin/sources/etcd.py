@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from logging import Logger, getLogger
 from math import inf
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 from typing import Any
 
-from cni_plugin.fields import invalid
 from cni_plugin.sources import (
     Announcement,
     Away,
@@ -29,6 +28,8 @@ from cni_plugin.sources import (
     SourceError,
     ownends,
 )
+from cni_plugin.sources.etcd_addresses import Choose, kept
+from cni_plugin.sources.etcd_agreement import agreed
 from cni_plugin.sources.etcd_claims import NoSubnetError
 from cni_plugin.sources.etcd_gateway import Gateway
 from cni_plugin.sources.etcd_layout import Network
@@ -38,18 +39,22 @@ from cni_plugin.sources.etcd_messages import (
     CompactedError,
     EtcdError,
     KeyValue,
+    Snapshot,
     UnreachableError,
-    Write,
 )
+from cni_plugin.sources.etcd_messages import Event as WatchEvent
 from cni_plugin.sources.etcd_options import PODWIRE, EtcdOptions
-from cni_plugin.sources.etcd_watch import Watch
-from cni_plugin.spec import CniError, Code
+from cni_plugin.sources.etcd_tls import Reread
+from cni_plugin.sources.etcd_watch import Attended
+from cni_plugin.spec import CniError
 
 _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds, from one attempt to the next
 _START_SECONDS = 2.0  # for each endpoint: an agent that starts does not wait long
 _SHORT = 1.0  # seconds: a watch that breaks sooner is not tried again at once
 _PULSE = 20.0  # seconds, from one look at the watch's member to the next
 _RENEWAL_PAUSE = 5.0  # seconds, at most, after a renewal that failed
+_GLANCE = 2.0  # seconds, from one look at this node's own addresses to the next
+_NEWS = 10.0  # seconds: another reason for being away is told so often at most
 
 Tell = Callable[[Change], None]
 
@@ -57,14 +62,21 @@ Tell = Callable[[Change], None]
 class EtcdSource:
     """A cluster of nodes that meet in etcd; see `sources.Source`."""
 
-    def __init__(self, options: EtcdOptions, logger: Logger | None = None) -> None:
-        """Raises CniError 7 for options that can't be."""
+    def __init__(
+        self,
+        options: EtcdOptions,
+        logger: Logger | None = None,
+        choose: Choose | None = None,
+    ) -> None:
+        """`choose` says which addresses the node has now, where they may change. Raises CniError 7
+        for options that can't be."""
         self._options = options
         self._log = logger or getLogger(__name__)
         self._layout = options.layout()
-        self._own = options.own
+        self._choose = choose or (lambda: options.addresses)
         self._ended = Event()
-        self._gateway = Gateway(options.endpoints, options.tls(), options.login())
+        self._tls = Reread(options.tls, (options.cacert, options.cert, options.key))
+        self._gateway = Gateway(options.endpoints, self._tls, options.login())
         self._lease = SubnetLease(
             self._gateway,
             self._layout,
@@ -74,10 +86,10 @@ class EtcdSource:
             self._ended,
             self._log,
         )
-        self._lock = Lock()
-        self._watch: Watch | None = None
-        self._look_again = False
-        self._failures = 0  # since the last list; of `follow`'s thread
+        self._attended = Attended(self._ended)
+        # Of `follow`'s thread:
+        self._failures = 0  # since the last list
+        self._reason, self._told_at = "", 0.0
 
     @property
     def lease_until(self) -> float:
@@ -95,9 +107,9 @@ class EtcdSource:
         anything, and SourceError when etcd can't be asked.
         """
         options = self._options
-        gateway = Gateway(options.endpoints, options.tls(), options.login(), _START_SECONDS)
+        gateway = Gateway(options.endpoints, self._tls, options.login(), _START_SECONDS)
         try:
-            return self._agreed(gateway)
+            return agreed(gateway, self._layout, options.pools)
         except EtcdError as e:
             raise SourceError(f"etcd: {e}") from e
         finally:
@@ -117,34 +129,6 @@ class EtcdSource:
                 raise
             return remembered.conf
 
-    def _agreed(self, gateway: Gateway) -> Network:
-        key = self._layout.config_key
-        found = gateway.get(key).get(key)
-        if found is None:
-            config = self._layout.config(self._options.pools) if self._options.pools else None
-            if config is None:
-                raise CniError(
-                    Code.INVALID_CONFIG,
-                    f"etcd has no {key}",
-                    "give the first node --etcd-pool; a flannel network's is made by people",
-                )
-            gateway.swap({key: 0}, [Write(key, config)])
-            found = gateway.get(key).get(key, KeyValue(key))
-        network = self._layout.network(found.value)
-        if self._options.pools and self._options.pools != network.pools:
-            ours, theirs = (
-                " and ".join(str(pool) for pool in pools)
-                for pools in (self._options.pools, network.pools)
-            )
-            raise invalid(
-                "--etcd-pool",
-                ours,
-                f"expected {theirs}, as etcd's {key} has it for all nodes",
-                "give this node the same, or none; to change it for all, end all agents, delete"
-                " everything under the prefix, and start them anew",
-            )
-        return network
-
     # --- following ------------------------------------------------------------------------------
 
     def follow(self, tell: Tell) -> None:
@@ -159,26 +143,32 @@ class EtcdSource:
 
     def _follow(self, tell: Tell) -> None:
         while not self._ended.is_set():
+            begun = time.monotonic()
             try:
                 self._follow_once(tell)
             except EtcdError as e:
                 if not self._ended.is_set():
                     self._failed(str(e), tell)
+            else:
+                if time.monotonic() - begun < _SHORT:  # somebody may take it away again and again
+                    self._ended.wait(_SHORT)
 
     def _failed(self, reason: str, tell: Tell) -> None:
-        """Tell it the first time, and wait."""
-        if not self._failures:
+        """Tell it the first time, and now and then when it is another one; and wait."""
+        now = time.monotonic()
+        is_news = reason != self._reason and now - self._told_at > _NEWS
+        if not self._failures or is_news:
             tell(Away(f"etcd: {reason}"))
+            self._reason, self._told_at = reason, now
         pause = _PAUSES[min(self._failures, len(_PAUSES) - 1)]
         self._failures += 1
         self._ended.wait(pause * random.uniform(0.5, 1))  # noqa: S311 (it spreads the load)
 
     def _follow_once(self, tell: Tell) -> None:
         """List, and watch until all has to be looked at anew."""
-        with self._lock:
-            self._look_again = False
+        self._attended.begin()
         try:
-            network = self._agreed(self._gateway)
+            network = agreed(self._gateway, self._layout, self._options.pools)
         except CniError as e:  # nothing is to be heard either before people have mended it
             raise EtcdError(f"{e.msg} ({e.details})" if e.details else e.msg) from e
         lacking: tuple[Member, ...] = ()
@@ -186,38 +176,44 @@ class EtcdSource:
             snapshot = self._lease.settle(network)
         except NoSubnetError as e:
             self._log.warning("this node has no subnet: %s", e)
-            lacking = (Member(self._own.name, self._own.addresses, problem=str(e)),)
+            lacking = (Member(*self._lease.own, problem=str(e)),)
             snapshot = self._gateway.range(self._layout.subnets)
         members = Members(lambda kv: self._read(kv, network), snapshot.kvs)
         others = members.all()
         if lacking:  # a namesake has the name
-            others = tuple(member for member in others if member.name != self._own.name)
+            others = tuple(member for member in others if member.name != self._lease.own.name)
         self._failures = 0
         tell(Listed((*lacking, *others)))
-        self._watch_from(snapshot.revision, members, bool(lacking), tell)
+        awaited = members.keys(self._lease.own.name) if lacking else None
+        self._watch_from(snapshot, members, awaited, tell)
 
     def _read(self, kv: KeyValue, network: Network) -> Member:
         member = self._layout.member(kv, network)
         claim = self._lease.claim
         if claim is not None and kv.key in claim.keys:  # where the layout has no names
-            return member._replace(name=self._own.name)
+            return member._replace(name=self._lease.own.name)
         return member
 
-    def _watch_from(self, revision: int, members: Members, lacking: bool, tell: Tell) -> None:
-        """Returns when all has to be looked at anew; raises EtcdError."""
+    def _watch_from(
+        self, snapshot: Snapshot, members: Members, awaited: frozenset[str] | None, tell: Tell
+    ) -> None:
+        """Returns when all has to be looked at anew; raises EtcdError. `awaited` are the keys of a
+        namesake of this node, which has no subnet; None when it has."""
+        revision = snapshot.revision
         while not self._ended.is_set():
             opened = inf
             try:
                 with self._gateway.watch(self._layout.subnets, revision) as watch:
                     opened = time.monotonic()
-                    if not self._attend(watch):
+                    if not self._attended.take(watch):
                         return
-                    for seen, events in watch.batches(revision):
+                    # It may be another etcd than before, of the same name and a later revision.
+                    if awaited is None and not self._lease.is_there():
+                        self._log.warning("etcd does not have this node's subnet any more")
+                        return
+                    for seen, events in watch.batches(revision, snapshot.cluster):
                         revision = seen
-                        if any(self._lease.is_lost(event) for event in events):
-                            self._log.warning("this node's subnet was taken from it in etcd")
-                            return
-                        if lacking and any(event.deleted for event in events):
+                        if self._has_to_settle(events, awaited):
                             return
                         for change in members.apply(events):
                             tell(change)
@@ -225,43 +221,41 @@ class EtcdSource:
                 self._log.info("all nodes are listed again: %s", e)
                 return
             except UnreachableError as e:
-                if self._ended.is_set() or self._has_to_look():
+                if self._ended.is_set() or self._attended.has_to_look():
                     return
                 if time.monotonic() - opened < _SHORT:
                     raise
+                if awaited is not None:
+                    return
                 # It may be the end of one of several endpoints: then nobody need hear of it.
                 self._log.info("the watch goes on elsewhere: %s", e)
             finally:
-                self._attend(None)
+                self._attended.take(None)
 
-    def _attend(self, watch: Watch | None) -> bool:
-        """Let other threads break this watch off; False when they already would have."""
-        with self._lock:
-            self._watch = watch
-            return not self._look_again and not self._ended.is_set()
-
-    def _has_to_look(self) -> bool:
-        with self._lock:
-            return self._look_again
-
-    def _break_off(self) -> None:
-        with self._lock:
-            self._look_again = True
-            if self._watch is not None:
-                self._watch.break_off()
+    def _has_to_settle(self, events: Sequence[WatchEvent], awaited: frozenset[str] | None) -> bool:
+        """Whether this node's subnet was taken away by one of them, or it may get one now."""
+        if any(self._lease.is_lost(event) for event in events):
+            self._log.warning("this node's subnet was taken from it in etcd")
+            return True
+        if awaited is None:
+            return False
+        return any(event.deleted or event.kv.key in awaited for event in events)
 
     # --- the lease, and the watch ---------------------------------------------------------------
 
     def _look_after(self) -> None:
         now = time.monotonic()
-        renewal, pulse = now + self._lease.renewal, now + _PULSE
-        while not self._ended.wait(max(0.0, min(renewal, pulse) - time.monotonic())):
+        renewal, pulse, glance = now + self._lease.renewal, now + _PULSE, now
+        while not self._ended.wait(max(0.0, min(renewal, pulse, glance) - time.monotonic())):
             if time.monotonic() >= renewal:
                 pause = self._renew()
                 renewal = time.monotonic() + pause
             if time.monotonic() >= pulse:
-                self._feel_pulse()
+                self._attended.feel_pulse()
                 pulse = time.monotonic() + _PULSE
+            if time.monotonic() >= glance:
+                self._glance()
+                glance = time.monotonic() + _GLANCE
 
     def _renew(self) -> float:
         """The seconds to the next time."""
@@ -275,15 +269,18 @@ class EtcdSource:
                 return pause
             self._log.warning("the lease of this node's subnet was not renewed: %s", e)
             pause = min(pause, _RENEWAL_PAUSE)
-        self._break_off()
+        self._attended.break_off()
         return pause
 
-    def _feel_pulse(self) -> None:
-        """Where the watch's member does not answer, another has to be found."""
-        with self._lock:
-            watch = self._watch
-        if watch is not None and not watch.lives():
-            watch.break_off()
+    def _glance(self) -> None:
+        """Where the node has got another address, its keys have to say so."""
+        own = self._lease.own
+        addresses = kept(own.addresses, self._choose)
+        if addresses != own.addresses:
+            words = ", ".join(map(str, addresses))
+            self._log.warning("this node's addresses have changed: now %s", words)
+            self._lease.readdress(own._replace(addresses=addresses))
+            self._attended.break_off()
 
     def stop(self) -> None:
         self._ended.set()

@@ -16,12 +16,39 @@ class NoSubnetError(Exception):
     """This node can't have a subnet now: why, in words."""
 
 
+class NamesakeError(NoSubnetError):
+    """Another node has its name."""
+
+
+class Claim(NamedTuple):
+    """What this node holds, and who it was when it took it: its addresses may be others by now.
+    `lease` 0: it has only reservations, and no lease could be had."""
+
+    network: Network
+    cidrs: tuple[IPNetwork, ...]
+    keys: tuple[str, ...]
+    lease: int
+    own: Own
+
+    def covers(self, kv: KeyValue, layout: Layout, own: Own) -> bool:
+        """Whether it is one of these keys and still this node's, who is `own` now. A key that
+        people have made a reservation of, with no lease, is."""
+        if kv.key not in self.keys or kv.lease not in (0, self.lease):
+            return False
+        member = layout.member(kv, self.network)
+        return _is_own(layout, member, kv.key, own, self) and not _is_foreign(
+            member, kv.key, own, self
+        )
+
+
 class Plan(NamedTuple):
-    """The subnets to have, one of each pool, and the keys that are this node's now."""
+    """The subnets to have, one of each pool, and the keys that are this node's now. `foreign`: in
+    one of them there are addresses that this node has not."""
 
     cidrs: tuple[IPNetwork, ...]
     keys: tuple[str, ...]
     mine: Mapping[str, KeyValue]
+    foreign: bool = False
 
     @property
     def obsolete(self) -> tuple[str, ...]:
@@ -30,7 +57,9 @@ class Plan(NamedTuple):
 
     @property
     def lease(self) -> int:
-        """The lease of an earlier life, 0 when there is none."""
+        """The lease of an earlier life, 0 when there is none, or it may be another node's."""
+        if self.foreign:
+            return 0
         return next((kv.lease for kv in self.mine.values() if kv.lease), 0)
 
 
@@ -41,41 +70,57 @@ def plan(
     kvs: Iterable[KeyValue],
     remembered: tuple[IPNetwork, ...],
     chance: Chance,
+    claim: Claim | None = None,
+    may_overwrite: bool = True,
 ) -> Plan:
     """Those that are ours already, then those `remembered` if they are free, then any by chance.
 
-    Raises NoSubnetError.
+    `claim` is what was held last. `may_overwrite`: a key of a remembered subnet is ours even if it
+    has another node's addresses. Raises NoSubnetError.
     """
     mine: dict[str, KeyValue] = {}
     held: list[IPNetwork] = []
     taken: list[IPNetwork] = []
+    foreign = False
     for kv in kvs:
         subnet = layout.subnet(kv.key)
         if subnet is None:
             continue
         member = layout.member(kv, network)
-        if layout.is_own(member, own):
-            _refuse_anothers(own, member, kv.key, subnet, remembered)
-            mine[kv.key] = kv
-            held.append(subnet)
-        else:
+        if not _is_own(layout, member, kv.key, own, claim):
             taken.append(subnet)
+            continue
+        if _is_foreign(member, kv.key, own, claim):
+            foreign = True
+            if not may_overwrite or subnet not in remembered:
+                raise _anothers(own, member, kv.key)
+        mine[kv.key] = kv
+        held.append(subnet)
     cidrs = tuple(_choose(pool, held, remembered, taken, chance) for pool in network.pools)
-    return Plan(cidrs, layout.subnet_keys(cidrs), mine)
+    return Plan(cidrs, layout.subnet_keys(cidrs), mine, foreign)
 
 
-def _refuse_anothers(
-    own: Own, member: Member, key: str, subnet: IPNetwork, remembered: tuple[IPNetwork, ...]
-) -> None:
-    """The name is ours, but neither an address nor the file says that the key is."""
-    if not member.addresses or not set(member.addresses).isdisjoint(own.addresses):
-        return
-    if subnet not in remembered:
-        addresses = ", ".join(str(address) for address in member.addresses)
-        raise NoSubnetError(
-            f"the name {own.name} is that of another node, with {addresses}, by etcd's {key}:"
-            " give this one another name, or delete the key when it was this node's"
-        )
+def _is_own(layout: Layout, member: Member, key: str, own: Own, claim: Claim | None) -> bool:
+    """By what is in it; where nodes have no names but their addresses, also by the former one."""
+    if layout.is_own(member, own):
+        return True
+    return claim is not None and key in claim.keys and layout.is_own(member, claim.own)
+
+
+def _is_foreign(member: Member, key: str, own: Own, claim: Claim | None) -> bool:
+    """Whether it has addresses, and none that this node has, or had when it took the key."""
+    known = set(own.addresses)
+    if claim is not None and key in claim.keys:
+        known.update(claim.own.addresses)
+    return bool(member.addresses) and known.isdisjoint(member.addresses)
+
+
+def _anothers(own: Own, member: Member, key: str) -> NamesakeError:
+    addresses = ", ".join(str(address) for address in member.addresses)
+    return NamesakeError(
+        f"the name {own.name} is that of another node, with {addresses}, by etcd's {key}:"
+        " give this one another name, or delete the key when it was this node's"
+    )
 
 
 def _choose(

@@ -13,7 +13,9 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
-from threading import Lock
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock, Timer
 from typing import Any
 
 from cni_plugin.sources import ownends
@@ -92,7 +94,8 @@ def _shut(sock: socket.socket) -> None:
 
 
 class Connection(http.client.HTTPConnection):
-    """One connection to one endpoint; `timeout` in seconds is for each step of it."""
+    """One connection to one endpoint; `timeout` in seconds is for each step of it, and for all of
+    the steps within a block of `in_time`."""
 
     def __init__(
         self, host: str, port: int, timeout: float, tls: ssl.SSLContext | None, opened: Open
@@ -102,6 +105,29 @@ class Connection(http.client.HTTPConnection):
         self._opened = opened
         self.tls = tls is not None
         self.sock: socket.socket | None = None
+        self.is_late = False
+
+    @contextmanager
+    def in_time(self) -> Iterator[None]:
+        """Break the connection off when the block takes longer: who sends a byte now and then
+        keeps within the time for each step. OSError is TimeoutError then, as far as it comes."""
+        timer = Timer(self.timeout or 0.0, self._break_off)
+        timer.start()
+        try:
+            yield
+        except (OSError, http.client.HTTPException) as e:
+            if self.is_late:
+                raise TimeoutError(f"no whole answer in {self.timeout:g} s") from e
+            raise
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def _break_off(self) -> None:
+        self.is_late = True
+        sock = self.sock
+        if sock is not None:
+            self._opened.shut(sock)
 
     def connect(self) -> None:
         """Raises OSError, of the last address of the host's."""

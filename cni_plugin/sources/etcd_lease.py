@@ -5,6 +5,9 @@
 - What an earlier life of this agent left is taken over, with its lease when that has the right
   length: then nothing is written, and no peer hears of a restart.
 - A key without a lease is a reservation, which people make: it stays without one.
+- Where a key of ours gets another node's addresses (a machine was cloned with its name), it is
+  overwritten once in the life of an agent, and no more: who was there first keeps it, since the
+  other one has used up its write when it took the key.
 """
 
 from __future__ import annotations
@@ -13,29 +16,18 @@ import random
 import time
 from logging import Logger
 from threading import Event, RLock
-from typing import NamedTuple
 
 from cni_plugin.sources import Announcement, Readiness, SourceError
 from cni_plugin.sources import etcd_messages as messages
 from cni_plugin.sources import etcd_state as state
-from cni_plugin.sources.etcd_claims import NoSubnetError, Plan, plan
+from cni_plugin.sources.etcd_claims import Claim, NamesakeError, NoSubnetError, Plan, plan
 from cni_plugin.sources.etcd_gateway import Gateway
 from cni_plugin.sources.etcd_layout import Layout, Network, Own, Said, status
 from cni_plugin.sources.etcd_messages import EtcdError, KeyValue, Snapshot, UnreachableError, Write
-from cni_plugin.spec import IPNetwork
 
 _chance = random.SystemRandom()  # not seeded alike on machines that were cloned
 _TRIES = 5  # to write into our own key, which people may write into as well
 _LONGEST_PAUSE = 0.1  # seconds, after a lost race
-
-
-class Claim(NamedTuple):
-    """What this node holds. `lease` 0: it has only reservations, and no lease could be had."""
-
-    network: Network
-    cidrs: tuple[IPNetwork, ...]
-    keys: tuple[str, ...]
-    lease: int
 
 
 class SubnetLease:
@@ -61,6 +53,7 @@ class SubnetLease:
         self._log = log
         self._lock = RLock()
         self._remembered = state.load(state_file, layout.subnets, log)
+        self._may_overwrite = not self._remembered.contested
         self._announced: Announcement | None = None
         self._written: tuple[Announcement, Claim] | None = None  # None: it has to be looked at
         self._status: bytes | None = None
@@ -80,6 +73,14 @@ class SubnetLease:
         return self._claim
 
     @property
+    def own(self) -> Own:
+        return self._own
+
+    def readdress(self, own: Own) -> None:
+        """This node has other addresses: `settle` brings them into its keys. Any thread's."""
+        self._own = own
+
+    @property
     def remembered(self) -> state.Remembered:
         """Of this life, or else of an earlier one."""
         return self._remembered
@@ -92,8 +93,10 @@ class SubnetLease:
             with self._lock:
                 try:
                     found = self._attempt(network)
-                except NoSubnetError:
+                except NoSubnetError as e:
                     self._claim = None
+                    if isinstance(e, NamesakeError) and self._remembered.cidrs:
+                        self._remember(self._remembered._replace(contested=True))
                     raise
             if found is not None:
                 return found
@@ -106,26 +109,32 @@ class SubnetLease:
         name_key = self._layout.name_key(self._own.name)
         named = self._gateway.get(name_key) if name_key else {}
         snapshot = self._gateway.range(self._layout.subnets)
+        own = self._own
         wanted = plan(
             self._layout,
-            self._own,
+            own,
             network,
             snapshot.kvs,
             self._remembered.cidrs,
             _chance.randrange,
+            self._claim,
+            self._may_overwrite,
         )
         old = wanted.lease
         lease = self._live_lease(old)
         said = self._said(wanted)
         known = {**wanted.mine, **named}
-        writes = self._writes(wanted, network, said, lease, name_key, known)
+        value = self._layout.value(own, wanted.cidrs, said, network)
+        writes = self._writes(wanted, value, lease, name_key, known)
         if not writes:
-            self._hold(Claim(network, wanted.cidrs, wanted.keys, lease), said)
+            self._hold(Claim(network, wanted.cidrs, wanted.keys, lease, own), said)
             return snapshot
         concerned = (*wanted.keys, *wanted.obsolete, *([name_key] if name_key else []))
         expected = {key: known[key].mod_revision if key in known else 0 for key in concerned}
-        if self._gateway.swap(expected, writes) and old not in (0, lease):
-            self._gateway.revoke(old)
+        if self._gateway.swap(expected, writes):
+            self._may_overwrite &= not wanted.foreign
+            if old not in (0, lease):
+                self._gateway.revoke(old)
         return None
 
     def _live_lease(self, old: int) -> int:
@@ -152,14 +161,12 @@ class SubnetLease:
     def _writes(
         self,
         wanted: Plan,
-        network: Network,
-        said: Said,
+        value: bytes,
         lease: int,
         name_key: str | None,
         known: dict[str, KeyValue],
     ) -> list[Write]:
         """What is to be changed; nothing when all is as it should be."""
-        value = self._layout.value(self._own, wanted.cidrs, said, network)
         writes = []
         for key in wanted.keys:
             reserved = key in wanted.mine and not wanted.mine[key].lease
@@ -176,15 +183,18 @@ class SubnetLease:
         return writes
 
     def _hold(self, claim: Claim, said: Said) -> None:
-        remembered = state.Remembered(claim.cidrs, said.since, claim.network.conf_keys())
+        conf = claim.network.conf_keys()
         if self._claim is None or self._claim.cidrs != claim.cidrs:
             self._log.info(
                 "this node's subnets are %s", ", ".join(str(cidr) for cidr in claim.cidrs)
             )
+        self._remember(state.Remembered(claim.cidrs, said.since, conf, False, state.machine()))
+        self._claim = claim
+
+    def _remember(self, remembered: state.Remembered) -> None:
         if remembered != self._remembered:
             state.save(self._file, self._layout.subnets, remembered, self._log)
         self._remembered = remembered
-        self._claim = claim
 
     # --- holding ------------------------------------------------------------------------------
 
@@ -207,17 +217,23 @@ class SubnetLease:
         return ttl
 
     def is_lost(self, event: messages.Event) -> bool:
-        """Whether another than this node made it, and it takes a subnet of this node's away.
-
-        A key that people have made a reservation, with no lease, is not lost.
-        """
+        """Whether another than this node made it, and it takes a subnet of this node's away."""
         claim = self._claim
         if claim is None or event.kv.key not in claim.keys:
             return False
         self._written = None
-        if event.deleted or event.kv.lease not in (0, claim.lease):
-            return True
-        return not self._layout.is_own(self._layout.member(event.kv, claim.network), self._own)
+        return event.deleted or not claim.covers(event.kv, self._layout, self._own)
+
+    def is_there(self) -> bool:
+        """Whether etcd has what is held: another etcd may be in its place, and not know of it.
+        False without a claim. Raises EtcdError."""
+        claim = self._claim
+        if claim is None:
+            return False
+        known = self._gateway.get(*claim.keys)
+        return all(
+            key in known and claim.covers(known[key], self._layout, self._own) for key in claim.keys
+        )
 
     # --- telling ------------------------------------------------------------------------------
 
@@ -246,10 +262,10 @@ class SubnetLease:
             known = self._gateway.get(*claim.keys)
             if set(known) != set(claim.keys):
                 break
+            if not all(claim.covers(kv, self._layout, self._own) for kv in known.values()):
+                break
             if all(kv.value == value for kv in known.values()):
                 return
-            if any(kv.lease not in (0, claim.lease) for kv in known.values()):
-                break
             expected = {key: kv.mod_revision for key, kv in known.items()}
             if self._gateway.swap(expected, [Write(k, value, kv.lease) for k, kv in known.items()]):
                 return

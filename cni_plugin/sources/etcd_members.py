@@ -30,6 +30,10 @@ class Members:
         """As last told."""
         return tuple(self._told.values())
 
+    def keys(self, name: str) -> frozenset[str]:
+        """Those that tell of the member of that name."""
+        return frozenset(self._of.get(name, ()))
+
     def apply(self, events: Iterable[Event]) -> list[Put | Gone]:
         """What is other than told, after all of the events."""
         touched: dict[str, None] = {}

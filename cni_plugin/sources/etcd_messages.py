@@ -61,10 +61,11 @@ class KeyValue(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """Keys as they were at `revision`."""
+    """Keys as they were at `revision`; `cluster` is etcd's number for itself."""
 
     revision: int
     kvs: tuple[KeyValue, ...]
+    cluster: int = 0
 
 
 class Event(NamedTuple):
@@ -137,6 +138,26 @@ def decoded(data: bytes) -> dict[str, Any]:
     return answer
 
 
+def answered(data: bytes) -> dict[str, Any]:
+    """The object that a whole answer of etcd's is: it has a header, one of a stream's inside.
+
+    Raises EtcdError when it is a refusal, and UnreachableError when no etcd says such a thing.
+    """
+    try:
+        answer = decoded(data)
+        if "error" in answer:
+            raise refusal(child(answer, "error"))
+        if child(child(answer, "result") or answer, "header"):
+            return answer
+    except UnreachableError:
+        raise
+    except EtcdError as e:
+        if e.code:
+            raise
+        raise UnreachableError(str(e)) from e
+    raise UnreachableError(f"the answer is not etcd's: {data[:_SHOWN]!r}")
+
+
 def child(fields: Mapping[str, Any], key: str) -> dict[str, Any]:
     """The object at `key`, an empty one when it is left out."""
     found = fields.get(key, {})
@@ -181,18 +202,20 @@ def _not_etcds(key: str, found: object) -> EtcdError:
 
 
 def refused(status: int, data: bytes) -> EtcdError:
-    """What an answer other than 200 means."""
+    """What an answer other than 200 means. What etcd says has gRPC's code; without one something
+    else has answered, and another endpoint may do."""
     try:
         answer = decoded(data)
     except EtcdError:
         if status == HTTPStatus.NOT_FOUND:
-            return EtcdError(
+            return UnreachableError(
                 "it has no JSON gateway under /v3: etcd 3.4 or later is needed, with"
                 " enable-grpc-gateway: true where it has a configuration file"
             )
         words = " ".join(data.decode("utf-8", "replace").split())
         answer = {"message": f"HTTP status {status}: {words[:_SHOWN]}"}
-    return refusal(answer, status)
+    found = refusal(answer, status)
+    return found if found.code else UnreachableError(str(found))
 
 
 def refusal(answer: Mapping[str, Any], status: int = 0) -> EtcdError:

@@ -6,6 +6,7 @@ Errors are CniError 7 and name the option of `podwire agent`.
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -24,6 +25,8 @@ from cni_plugin.spec import CniError, Code, IPAddress
 DEFAULT_TTL = 24 * 3600
 _TTL_LOW, _TTL_HIGH = 2, 9_000_000_000  # etcd's own bounds, in seconds
 _CLIENT_PORT = 2379
+_HOST = re.compile(rb"[A-Za-z0-9._:%-]+")
+_BROADCAST = ip_address("255.255.255.255")
 PODWIRE, FLANNEL = "podwire", "flannel"
 _PREFIXES = {PODWIRE: "/podwire", FLANNEL: FLANNEL_PREFIX}
 STATE_FILE = "/var/lib/podwire/etcd-lease.json"
@@ -69,10 +72,7 @@ class EtcdOptions(NamedTuple):
         """From the words of a command line. `urls`, `pool` and `subnet_length` are lists with
         commas between; `pool` has at most one network of each family."""
         endpoints = tuple(_endpoint(url.strip()) for url in urls.split(","))
-        if form not in _PREFIXES:
-            raise invalid("--etcd-format", form, f"expected one of {', '.join(_PREFIXES)}")
-        if not _TTL_LOW <= ttl <= _TTL_HIGH:
-            raise invalid("--etcd-ttl", ttl, f"expected seconds from {_TTL_LOW} to {_TTL_HIGH}")
+        _refuse_unknown(form, ttl)
         made = cls(
             endpoints,
             _prefix(prefix or _PREFIXES[form]),
@@ -89,6 +89,7 @@ class EtcdOptions(NamedTuple):
             state_file,
         )
         made._refuse_halves()
+        _refuse_unreachable(made.addresses)
         made.layout()
         return made
 
@@ -156,13 +157,30 @@ def _endpoint(url: str) -> Endpoint:
     try:
         parts = urlsplit(url)
         port = parts.port
-        (parts.hostname or "").encode("idna")  # as the resolver does, which says less
+        host = (parts.hostname or "").encode("idna")  # as the resolver does, which says less
     except ValueError as e:
         raise invalid("--etcd", url, wanted) from e
     plain = not (parts.path.strip("/") or parts.query or parts.fragment or parts.username)
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or not plain:
+    plain = plain and _HOST.fullmatch(host) is not None and min(url) > " " and "\x7f" not in url
+    if parts.scheme not in ("http", "https") or port == 0 or not plain:
         raise invalid("--etcd", url, wanted)
-    return Endpoint(parts.hostname, port or _CLIENT_PORT, parts.scheme == "https")
+    return Endpoint(parts.hostname or "", port or _CLIENT_PORT, parts.scheme == "https")
+
+
+def _refuse_unknown(form: str, ttl: int) -> None:
+    if form not in _PREFIXES:
+        raise invalid("--etcd-format", form, f"expected one of {', '.join(_PREFIXES)}")
+    if not _TTL_LOW <= ttl <= _TTL_HIGH:
+        raise invalid("--etcd-ttl", ttl, f"expected seconds from {_TTL_LOW} to {_TTL_HIGH}")
+
+
+def _refuse_unreachable(addresses: tuple[IPAddress, ...]) -> None:
+    for each in addresses:
+        local = each.is_loopback or (each.version == 6 and each.is_link_local)
+        everybody = each.is_unspecified or each.is_multicast or each == _BROADCAST
+        if local or everybody:
+            wanted = "expected an address of this node's that the other nodes reach"
+            raise invalid("--node-address", str(each), wanted)
 
 
 def _prefix(text: str) -> str:

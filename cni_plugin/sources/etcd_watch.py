@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import socket
 from collections.abc import Callable, Iterator
+from threading import Event as Flag
+from threading import Lock
 from typing import Any
 
 from cni_plugin.sources import etcd_messages as messages
@@ -34,18 +36,22 @@ class Watch:
         if self._socket is not None:
             self._opened.shut(self._socket)
 
-    def batches(self, revision: int) -> Iterator[tuple[int, tuple[Event, ...]]]:
-        """The revision that was seen, and what came with it; what came after `revision`.
+    def batches(self, revision: int, cluster: int = 0) -> Iterator[tuple[int, tuple[Event, ...]]]:
+        """The revision that was seen, and what came with it; what came after `revision` of this
+        `cluster`, 0 for any.
 
         Raises CompactedError, UnreachableError when the connection went, EtcdError.
         """
         while True:
             answer = self._next()
-            header = messages.whole(messages.child(answer, "header"), "revision")
+            fields = messages.child(answer, "header")
+            header = messages.whole(fields, "revision")
             if answer.get("canceled"):
                 raise messages.cancelled(answer)
             if answer.get("created") and header < revision:  # another etcd, or one restored
                 raise CompactedError(f"etcd is at revision {header}, which is before {revision}")
+            if cluster not in (0, found := messages.whole(fields, "cluster_id")):
+                raise CompactedError(f"it is another etcd cluster, {found:x} and not {cluster:x}")
             events = messages.events(answer)
             # The header's is etcd's own, and may be ahead of what this watch has got.
             if events:
@@ -65,6 +71,44 @@ class Watch:
         if "error" in answer:
             raise messages.refusal(messages.child(answer, "error"))
         return messages.child(answer, "result")
+
+
+class Attended:
+    """The watch that one thread reads, and that others break off so that it looks at all anew."""
+
+    def __init__(self, ended: Flag) -> None:
+        self.lock = Lock()
+        self._ended = ended
+        self._watch: Watch | None = None
+        self._look_again = False
+
+    def begin(self) -> None:
+        """Whatever was to be looked at is looked at from here on."""
+        with self.lock:
+            self._look_again = False
+
+    def take(self, watch: Watch | None) -> bool:
+        """Let other threads break this watch off; False when they already would have."""
+        with self.lock:
+            self._watch = watch
+            return not self._look_again and not self._ended.is_set()
+
+    def has_to_look(self) -> bool:
+        with self.lock:
+            return self._look_again
+
+    def break_off(self) -> None:
+        with self.lock:
+            self._look_again = True
+            if self._watch is not None:
+                self._watch.break_off()
+
+    def feel_pulse(self) -> None:
+        """Where the watch's member does not answer, another has to be found."""
+        with self.lock:
+            watch = self._watch
+        if watch is not None and not watch.lives():
+            watch.break_off()
 
 
 def reason(e: BaseException) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from cni_plugin.sources import Away, Change, Gone, Listed, Member, Put
 from cni_plugin.sources.etcd import EtcdSource
+from cni_plugin.sources.etcd_addresses import Choose
 from cni_plugin.sources.etcd_gateway import Gateway
 from cni_plugin.sources.etcd_messages import Endpoint, KeyValue, Write
 from cni_plugin.sources.etcd_options import EtcdOptions
@@ -211,8 +212,8 @@ class Follower:
     """A source that is followed in a thread. `seen` holds all that it told, and `known` the members
     by their names, both as far as they were waited for."""
 
-    def __init__(self, options: EtcdOptions) -> None:
-        self.source = EtcdSource(options)
+    def __init__(self, options: EtcdOptions, choose: Choose | None = None) -> None:
+        self.source = EtcdSource(options, choose=choose)
         self.name = options.node_name
         self.seen: list[Change] = []
         self.known: dict[str, Member] = {}

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_plugin.sources import Announcement, Gone, Member, Put, Readiness
+from cni_plugin.sources import Announcement, Away, Gone, Member, Put, Readiness, etcd
 from cni_plugin.sources import etcd_state as state
-from cni_plugin.sources.etcd_claims import NoSubnetError, Plan, plan
+from cni_plugin.sources.etcd_addresses import kept
+from cni_plugin.sources.etcd_claims import Claim, NamesakeError, NoSubnetError, Plan, plan
 from cni_plugin.sources.etcd_layout import (
     Layout,
     Network,
@@ -26,6 +27,7 @@ from cni_plugin.sources.etcd_layout import (
 )
 from cni_plugin.sources.etcd_members import Members
 from cni_plugin.sources.etcd_messages import Event, KeyValue
+from cni_plugin.sources.etcd_options import EtcdOptions
 from cni_plugin.sources.etcd_pools import Pool, whole_pool
 from cni_plugin.spec import CniError, Code, IPNetwork
 
@@ -268,10 +270,26 @@ def test_the_second_family_is_added() -> None:
 
 
 def test_a_name_of_another_node() -> None:
-    other = held("10.244.9.0/24", address="192.168.1.2")
-    with pytest.raises(NoSubnetError, match="that of another node, with 192"):
+    other = held("10.244.9.0/24", address="192.168.1.2", lease=7)
+    with pytest.raises(NamesakeError, match="that of another node, with 192"):
         planned(other)
-    assert planned(other, remembered=("10.244.9.0/24",)).cidrs == subnets("10.244.9.0/24")
+    found = planned(other, remembered=("10.244.9.0/24",))
+    assert found.cidrs == subnets("10.244.9.0/24")
+    assert (found.foreign, found.lease) == (True, 0), "the other one may live by that lease"
+
+
+def test_what_was_held_by_a_former_address_is_ours() -> None:
+    kv = held("10.244.9.0/24", address="192.168.1.2", lease=7)
+    former = Own("node-1", (ip_address("192.168.1.2"),))
+    claim = Claim(network(), subnets("10.244.9.0/24"), (kv.key,), 7, former)
+    found = plan(LAYOUT, OWN, network(), [kv], (), lambda free: 0, claim, may_overwrite=False)
+    assert (found.cidrs, found.foreign) == (claim.cidrs, False)
+    assert claim.covers(kv, LAYOUT, OWN)
+    another = held("10.244.9.0/24", address="192.168.1.3", lease=7)
+    assert not claim.covers(another, LAYOUT, OWN)
+    assert not claim.covers(kv._replace(lease=8), LAYOUT, OWN)
+    with pytest.raises(NamesakeError):
+        plan(LAYOUT, OWN, network(), [another], claim.cidrs, lambda free: 0, claim, False)
 
 
 def test_none_left() -> None:
@@ -297,6 +315,53 @@ def test_the_file_is_read_as_it_is_written(tmp_path: Path) -> None:
     assert state.load(path, "/podwire", LOG) == remembered
     assert state.load(path, "/elsewhere", LOG) == state.Remembered()
     assert [entry.name for entry in (tmp_path / "folder").iterdir()] == ["etcd-lease.json"]
+
+
+def test_a_file_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "etcd-lease.json")
+    remembered = state.Remembered(subnets("10.244.9.0/24"), contested=True, machine="one")
+    state.save(path, "/podwire", remembered, LOG)
+    for here, found in (("one", remembered), ("", remembered), ("other", state.Remembered())):
+        monkeypatch.setattr(state, "machine", lambda here=here: here)
+        assert state.load(path, "/podwire", LOG) == found
+
+
+def test_what_a_machine_is_known_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "machine-id", tmp_path / "product_uuid"
+    monkeypatch.setattr(state, "_IDENTITIES", (str(first), str(second)))
+    assert state.machine() == ""
+    second.write_text("uuid\n")
+    first.write_text("\n")
+    assert state.machine() == "uuid"
+    first.write_text("id\n")
+    assert state.machine() == "id"
+
+
+# --- addresses ----------------------------------------------------------------------------------
+
+
+def test_an_address_is_kept_while_the_machine_has_it() -> None:
+    here, gone, gone6 = map(ip_address, ("127.0.0.1", "192.0.2.7", "2001:db8::7"))
+    chosen = [ip_address("192.0.2.8")]
+    assert kept([here], lambda: chosen) == (here,)
+    assert kept([gone6, gone], lambda: chosen) == (gone6, chosen[0])
+    assert kept([gone], list) == (gone,)
+
+
+# --- being away ---------------------------------------------------------------------------------
+
+
+def test_another_reason_for_being_away_is_told_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(etcd, "_PAUSES", (0.0,))
+    options = EtcdOptions.checked("http://h", "n", ["192.168.1.1"], state_file=str(tmp_path / "s"))
+    source = etcd.EtcdSource(options)
+    told: list[object] = []
+    for news, reason in ((9.0, "a"), (9.0, "b"), (0.0, "b"), (0.0, "b"), (0.0, "a")):
+        monkeypatch.setattr(etcd, "_NEWS", news)
+        source._failed(reason, told.append)
+    assert told == [Away("etcd: a"), Away("etcd: b"), Away("etcd: a")]
 
 
 def test_a_file_that_is_of_no_use_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

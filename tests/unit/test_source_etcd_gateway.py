@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import socket
+import ssl
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -24,6 +29,7 @@ from cni_plugin.sources.etcd_messages import (
     UnreachableError,
 )
 from cni_plugin.sources.etcd_options import EtcdOptions
+from cni_plugin.sources.etcd_tls import Reread
 from cni_plugin.spec import CniError, Code
 
 Answer = tuple[int, bytes]
@@ -113,10 +119,11 @@ def test_no_answer_raises_anything_else(answer: dict[str, object]) -> None:
     [
         ((200, b"<html>"), "not JSON"),
         ((200, b"[]"), "not an object"),
-        ((200, b"{}"), None),
+        ((200, b"{}"), "not etcd's: b'{}'"),
+        ((200, b'{"error": {"code": 7, "message": "denied"}}'), "denied"),
         ((200, b'{"header": 5}'), "not etcd's: header"),
-        ((200, b'{"kvs": [{"key": "?"}]}'), "not etcd's: key"),
-        ((200, b'{"kvs": 1}'), "not etcd's: kvs"),
+        ((200, b'{"header": {"revision": "5"}, "kvs": [{"key": "?"}]}'), "not etcd's: key"),
+        ((200, b'{"header": {"revision": "5"}, "kvs": 1}'), "not etcd's: kvs"),
         ((200, b'{"header": {"revision": "x"}}'), "not etcd's: revision"),
         ((404, b"404 page not found"), "no JSON gateway under /v3"),
         ((400, b"Client sent an HTTP request to an HTTPS server."), "HTTP status 400: Client sent"),
@@ -124,13 +131,8 @@ def test_no_answer_raises_anything_else(answer: dict[str, object]) -> None:
         ((503, b""), "HTTP status 503"),
     ],
 )
-def test_answers_of_others(
-    server: Server, gateway: Gateway, answer: Answer, words: str | None
-) -> None:
+def test_answers_of_others(server: Server, gateway: Gateway, answer: Answer, words: str) -> None:
     server.answer = lambda path, body: answer
-    if words is None:
-        assert gateway.range("/podwire/").kvs == ()
-        return
     with pytest.raises(EtcdError) as e:
         gateway.range("/podwire/")
     assert words in str(e.value)
@@ -172,6 +174,57 @@ def test_another_endpoint_is_asked_when_one_can_not(server: Server, gateway: Gat
         thread.join()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (404, b"404 page not found"),
+        (302, b"Found"),
+        (401, b"<html>who are you?"),
+        (401, b'{"message": "unauthorized"}'),
+        (200, b"<html>welcome"),
+        (200, b"{}"),
+        (200, b"[1]"),
+        (200, b'{"header": 5}'),
+    ],
+)
+def test_who_is_no_etcd_keeps_nobody_from_one_that_is(server: Server, answer: Answer) -> None:
+    with Server(("127.0.0.1", 0), _Handler) as other:
+        thread = Thread(target=other.serve_forever, args=(0.01,))
+        thread.start()
+        other.answer = lambda path, body: answer
+        server.answer = lambda path, body: (200, b'{"header": {"revision": "5"}}')
+        both = Gateway([endpoint(other), endpoint(server)])
+        assert both.range("/").revision == 5
+        both.close()
+        other.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["head", "body"])
+def test_who_answers_a_byte_now_and_then_keeps_nobody_either(server: Server, head: bytes) -> None:
+    ended = Event()
+
+    def drip() -> None:
+        sock, _ = listener.accept()
+        with sock, suppress(OSError):
+            sock.sendall(head)
+            while not ended.wait(0.1):
+                sock.sendall(b"H")
+
+    server.answer = lambda path, body: (200, b'{"header": {"revision": "5"}}')
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = Thread(target=drip)
+        thread.start()
+        slow = Endpoint("127.0.0.1", listener.getsockname()[1], False)
+        both = Gateway([slow, endpoint(server)], timeout=0.5)
+        began = time.monotonic()
+        assert both.range("/").revision == 5
+        assert time.monotonic() - began < 3
+        both.close()
+        ended.set()
+        thread.join()
+
+
 def test_an_error_that_is_no_matter_of_the_endpoint_is_final(server: Server) -> None:
     server.answer = lambda path, body: (403, b'{"error": "permission denied", "code": 7}')
     twice = Gateway([endpoint(server), endpoint(server)])
@@ -192,7 +245,7 @@ def test_pages_are_of_one_revision(server: Server, gateway: Gateway) -> None:
     asked: list[tuple[object, object]] = []
     server.answer = answer
     snapshot = gateway.range("/")
-    assert snapshot == (5, (KeyValue("/a"), KeyValue("/b")))
+    assert snapshot[:2] == (5, (KeyValue("/a"), KeyValue("/b")))
     assert asked == [(None, messages.encoded("/")), (5, messages.encoded("/a\0"))]
 
 
@@ -203,7 +256,8 @@ def test_a_swap_that_was_served_before_its_answer_was_lost(
     there = {"key": messages.encoded("/k"), "value": "dg==", "lease": "7"}
 
     def answer(path: str, body: dict[str, object]) -> Answer:
-        return 200, json.dumps({"kvs": [there]} if path == "/v3/kv/range" else {}).encode()
+        found = {"kvs": [there]} if path == "/v3/kv/range" else {}
+        return 200, json.dumps({"header": {"revision": "5"}, **found}).encode()
 
     server.answer = answer
     assert gateway.swap({"/k": 0}, [messages.Write("/k", b"v", 7)])
@@ -254,6 +308,27 @@ def test_how_watches_end(
     assert words in str(e.value)
 
 
+def test_a_watch_of_another_cluster(server: Server, gateway: Gateway) -> None:
+    created = line(created=True, header={"revision": "12", "cluster_id": "8"})
+    server.answer = lambda path, body: (200, json.dumps(created).encode())
+    with gateway.watch("/podwire/", 10) as watch:
+        assert next(watch.batches(10, 8)) == (10, ())
+    with (
+        gateway.watch("/podwire/", 10) as watch,
+        pytest.raises(CompactedError, match="another etcd cluster, 8 and not 7"),
+    ):
+        next(watch.batches(10, 7))
+
+
+def test_the_member_of_a_watch_that_ended_is_not_asked_first(server: Server) -> None:
+    server.answer = lambda path, body: (200, b"{}")
+    gateway = Gateway([endpoint(server), Endpoint("127.0.0.1", 1, False)])
+    with pytest.raises(UnreachableError), gateway.watch("/podwire/", 10) as watch:
+        list(watch.batches(10))
+    assert gateway._first == 1
+    gateway.close()
+
+
 def test_a_watch_is_where_its_events_are_not_where_etcd_is(
     server: Server, gateway: Gateway
 ) -> None:
@@ -289,7 +364,8 @@ def test_whether_the_member_of_a_watch_lives(server: Server, status: int, lives:
         asked.append(body)
         if not status:
             ended.wait(30)
-        return status or 200, b"{}"
+        refusal = {"code": 7} if status == 403 else {}
+        return status or 200, json.dumps({"header": {"revision": "5"}, **refusal}).encode()
 
     asked: list[dict[str, object]] = []
     server.answer = answer
@@ -347,6 +423,9 @@ def test_options() -> None:
         ({"urls": "http://user:pw@h"}, "--etcd: expected URLs"),
         ({"urls": "http://h/v3"}, "--etcd: expected URLs"),
         ({"urls": "http://h..x"}, "--etcd: expected URLs"),
+        ({"urls": "http://a b:2379"}, "--etcd: expected URLs"),
+        ({"urls": "http://a\x7f:2379"}, "--etcd: expected URLs"),
+        ({"urls": "http://a\t:2379"}, "--etcd: expected URLs"),
         ({"prefix": "podwire"}, "--etcd-prefix: expected a path"),
         ({"prefix": "/"}, "--etcd-prefix: expected a path"),
         ({"pool": "10.244.0.1/16"}, "--etcd-pool: expected a network address"),
@@ -368,6 +447,12 @@ def test_options() -> None:
         ({"user": "u", "password_file": "/none"}, "--etcd-password-file: expected a readable file"),
         ({"name": "a b"}, "--node-name: expected a name"),
         ({"addresses": []}, "this node has no address"),
+        ({"addresses": ["0.0.0.0"]}, "--node-address: expected an address of this"),
+        ({"addresses": ["127.0.0.1"]}, "--node-address: expected an address of this"),
+        ({"addresses": ["224.0.0.1"]}, "--node-address: expected an address of this"),
+        ({"addresses": ["255.255.255.255"]}, "--node-address: expected an address of this"),
+        ({"addresses": ["::"]}, "--node-address: expected an address of this"),
+        ({"addresses": ["fe80::1"]}, "--node-address: expected an address of this"),
     ],
 )
 def test_options_that_can_not_be(keywords: dict[str, object], words: str) -> None:
@@ -388,3 +473,25 @@ def test_files_of_tls_that_can_not_be(tmp_path: Path) -> None:
         with pytest.raises(CniError) as e:
             EtcdSource(checked("https://h", **files))
         assert e.value.msg.startswith(words)
+
+
+def test_files_of_tls_are_read_again_when_they_have_changed(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_text("1")
+    read: list[ssl.SSLContext] = []
+
+    def reading() -> ssl.SSLContext:
+        if file.read_text() == "bad":
+            raise CniError(Code.INVALID_CONFIG, "no good")
+        read.append(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        return read[-1]
+
+    tls = Reread(reading, ("", str(file)))
+    assert [tls(), tls()] == [read[0]] * 2
+    file.write_text("bad")
+    assert tls() is read[0]
+    file.unlink()
+    (tmp_path / "new").write_text("2")
+    os.replace(tmp_path / "new", file)
+    assert tls() is read[1]
+    assert len(read) == 2
