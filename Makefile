@@ -8,9 +8,9 @@ RUNS := $(VENV)/.runs
 READY := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq --no-input
 PYTEST_ARGS ?=
-# One more than processors: some tests wait. Whoever has nothing left to do takes over from another.
+# One more than processors: some tests wait. How they share the tests: tests/support/distribution.py.
 WORKERS ?= $(shell expr $$(nproc) + 1)
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 # Every process that a test starts is measured too, which makes a call three times as slow.
 COVERAGE := --cov=cni_plugin --cov=ipam --cov=launcher
 

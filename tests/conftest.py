@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support import leaks, machine, netns, private, require
+from tests.support import leaks, machine, netns, order, private, require
 from tests.support.netns import Namespace, Namespaces
 from tests.support.plugin import Config, Plugin, find_executable
 from tests.support.topology import Topology
@@ -38,7 +39,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.basetemp = None
 
 
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody calls it
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.support.distribution import Distribution
+
+    return Distribution(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: order.rank(item.nodeid))
     for item in items:
         folder = item.path.relative_to(_HERE).parts[0] if item.path.is_relative_to(_HERE) else ""
         if folder in _ROOT_FOLDERS:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin import runtimes
+from cni_plugin import runtimefolder
 from cni_plugin.version import VERSION
 from tests.support.emptyroot import EXECUTABLE, EmptyRoot
 from tests.support.executable import executable
@@ -74,7 +74,7 @@ def test_an_empty_root_with_run_alone(podwire: str, tmp_path: Path) -> None:
         assert "1.1.0" in version.result["supportedVersions"]
         assert root.names("/run") == ["netns"]  # VERSION needs no runtime
         _attach_and_detach(root)
-        (runtime,) = [name for name in root.names("/run/podwire") if runtimes.is_runtime(name)]
+        (runtime,) = [name for name in root.names("/run/podwire") if runtimefolder.is_runtime(name)]
         for folder in ("/run/podwire", f"/run/podwire/{runtime}"):
             assert stat.S_IMODE(os.stat(root.path(folder)).st_mode) == 0o700
         assert root.names("/") == ["podwire", "podwire-ipam", "proc", "run", "sys"]
@@ -84,7 +84,7 @@ def test_where_run_is_mounted_noexec_the_runtime_is_elsewhere(podwire: str, tmp_
     with EmptyRoot(str(tmp_path), podwire, run_options="noexec") as root:
         os.makedirs(root.path("/var/lib"))
         _attach_and_detach(root)
-        assert any(runtimes.is_runtime(name) for name in root.names("/var/lib/podwire"))
+        assert any(runtimefolder.is_runtime(name) for name in root.names("/var/lib/podwire"))
 
 
 def test_without_a_folder_for_the_runtime_all_that_was_tried_is_told(
@@ -276,7 +276,7 @@ def _inside(podwire: str, environ: dict[str, str], code: str) -> str:
     """stdout of Python code in the runtime of the executable."""
     _run(podwire, "--version", env=environ)
     folder = Path(environ["PODWIRE_RUNTIME"])
-    (runtime,) = [path for path in folder.iterdir() if runtimes.is_runtime(path.name)]
+    (runtime,) = [path for path in folder.iterdir() if runtimefolder.is_runtime(path.name)]
     start = f"import sys; sys.argv = [{str(runtime)!r} + '/main.pyc', '0', 'podwire']\n"
     load = "import marshal; main = {'__name__': 'entry'}\n"
     load += "exec(marshal.loads(open(sys.argv[0], 'rb').read()[16:]), main)\n"
@@ -359,12 +359,12 @@ def test_a_process_keeps_its_runtime_until_it_ends(
             assert agent.poll() is None
             time.sleep(0.02)
         folder = environ["PODWIRE_RUNTIME"]
-        assert runtimes.remove_stale(folder, "", -10) == []
+        assert runtimefolder.remove_stale(folder, "", -10) == []
         assert Path(f"/proc/{agent.pid}/comm").read_text() == "podwire\n"
     finally:
         agent.terminate()
         agent.wait(timeout=30)
-    assert len(runtimes.remove_stale(folder, "", -10)) == 1
+    assert len(runtimefolder.remove_stale(folder, "", -10)) == 1
 
 
 @pytest.fixture

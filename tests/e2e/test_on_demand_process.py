@@ -170,7 +170,7 @@ def test_what_an_agent_leaves_is_in_nobodys_way(called, agents, auto_conf, make_
     first = agents.one()
     begun = time.monotonic()
     agents.end(number)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
     left = ["agent.log"]
     if number == signal.SIGKILL:
         left += ["agent.ready", "agent.sock", "agent.sock.lock"]

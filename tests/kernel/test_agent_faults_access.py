@@ -48,8 +48,8 @@ def declined(agent: wired.Agent) -> list[str]:
 class OtherVersion(AgentPlugin):
     """A client of another version: `executable` is Python."""
 
-    def argv(self) -> list[str]:
-        return [*self.node.prefix(), sys.executable, "-c", OTHER_VERSION]
+    def words(self) -> list[str]:
+        return [sys.executable, "-c", OTHER_VERSION]
 
 
 def test_a_client_of_another_version(agent, node, make_conf, env, sandbox, reservations):

@@ -31,7 +31,7 @@ def served_again(stage: AgentStage) -> list[str]:
     def noted() -> bool:  # the log is written after the reply
         return len([r for r in stage.agent.log("served") if r.get("container") == cid]) == 3
 
-    netns.wait_until(noted, 5, f"the calls of {cid} in the agent's log", 0.002)
+    netns.wait_until(noted, 30, f"the calls of {cid} in the agent's log", 0.002)
     return []
 
 

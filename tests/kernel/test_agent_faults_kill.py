@@ -118,20 +118,21 @@ def sweep_kills(
 
 
 @pytest.mark.parametrize("mode", ["bridge", "ptp"])
-def test_killed_at_each_system_call_of_an_add(agent_stages, mode):
+def test_killed_at_each_system_call_of_an_add(agent_stages, client_executable, mode):
     ipam = ("open", "mkdir", "symlink", "rename", "unlink", "link", "utime", "flock", "write")
     skip = ("recv ", "open /proc/sys") + (ipam if mode == "ptp" else ())
-    sweep_kills(agent_stages(mode=mode), "ADD", skip, fresh=mode == "bridge")
+    both = agent_stages(client=client_executable, mode=mode)
+    sweep_kills(both, "ADD", skip, fresh=mode == "bridge")
 
 
-def test_killed_at_each_system_call_of_a_delete(agent_stages):
-    sweep_kills(agent_stages(), "DEL", ("recv ",))
+def test_killed_at_each_system_call_of_a_delete(agent_stages, client_executable):
+    sweep_kills(agent_stages(client=client_executable), "DEL", ("recv ",))
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
-def test_killed_after_a_delay_with_several_calls_at_work(agent_stages, command):
+def test_killed_after_a_delay_with_several_calls_at_work(agent_stages, client_executable, command):
     """Four attachments at once; each call gets its one answer, and each DEL works."""
-    both = agent_stages()
+    both = agent_stages(client=client_executable)
     worlds = {}
     for stage in both:
         stage.use()
@@ -155,7 +156,7 @@ def test_killed_after_a_delay_with_several_calls_at_work(agent_stages, command):
         found += [str(e) for e in ended(started(stage, "DEL")) if e.rc or e.stdout]
         return found + faults.difference(worlds[stage], stage.world(*stage.others))
 
-    faults.sweep(both, [0.04 + number / 80 for number in range(8)], body)
+    faults.sweep(both, [0.002 + number / 160 for number in range(8)], body)
     for stage in both:
         stage.assert_pool_is_whole()
         stage.agent.terminate()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections import Counter
 
 import pytest
@@ -109,11 +108,12 @@ class Restarting:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
-def test_restarted_under_two_hundred_calls(agent, make_conf, pods, number):
-    """With SIGTERM nobody notices; with SIGKILL those at work get error 11 or were done."""
-    plugin, conf, envs = agent.plugin(), make_conf(ipam=IPAM), attachments(pods)
+def test_restarted_under_two_hundred_calls(agent, client_executable, make_conf, pods, number):
+    """With SIGTERM nobody notices; with SIGKILL those at work get error 11 or were done. The ADDs
+    take seconds, as many starts of Python do, and the DELs are as fast as on a node."""
+    conf, envs = make_conf(ipam=IPAM), attachments(pods)
     restarts = 0
-    for command in ("ADD", "DEL"):
+    for command, plugin in (("ADD", agent.plugin()), ("DEL", agent.plugin(client_executable))):
         with Restarting(agent, number) as restarting:
             replies = all_at_once(plugin, command, conf, envs)
         restarts += restarting.count
@@ -129,10 +129,13 @@ def test_restarted_under_two_hundred_calls(agent, make_conf, pods, number):
     assert_clean(plugin.node, conf, pods)
 
 
-def test_a_drain_lets_a_slow_call_end(agent, fake_ipam, bin_folder, node, sandbox, make_conf):
+def test_a_drain_lets_a_slow_call_end(
+    agent, fake_ipam, bin_folder, sandbox, make_conf, tmp_path
+):  # fmt: skip
     """SIGTERM: new calls go another way at once, the one at work ends with its result."""
     address = '{"cniVersion": "1.0.0", "ips": [{"address": "10.244.0.9/24"}]}'
-    slow = fake_ipam(f"[ $CNI_COMMAND != ADD ] || {{ sleep 2; echo '{address}'; }}")
+    waiting = f"until [ -e {tmp_path}/over ]; do sleep 0.05; done"
+    slow = fake_ipam(f"[ $CNI_COMMAND != ADD ] || {{ {waiting}; echo '{address}'; }}")
     conf = make_conf() | {
         "ipam": {"type": slow.name},
         "isGateway": False,
@@ -145,10 +148,9 @@ def test_a_drain_lets_a_slow_call_end(agent, fake_ipam, bin_folder, node, sandbo
     agent.signal(signal.SIGTERM)
     netns.wait_until(lambda: not os.path.exists(agent.socket), what="the socket is withdrawn")
     assert not os.path.exists(agent.ready_file)
-    began = time.monotonic()
     assert plugin.status(make_conf(cniVersion="1.1.0")).ok
-    assert time.monotonic() - began < 1.5
     assert process.poll() is None
+    (tmp_path / "over").touch()
     out, err = process.communicate(timeout=20)
     assert read_reply(process.returncode, out, err).addresses() == ["10.244.0.9/24"]
     assert agent.wait() == 0

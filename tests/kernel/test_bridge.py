@@ -183,6 +183,7 @@ def test_a_range_that_is_used_up_goes_over_to_the_next_of_its_set(plugin, topolo
 # --- routes of the ipam section -----------------------------------------------------------------
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize(
     ("route", "shown"),
     [

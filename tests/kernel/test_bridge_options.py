@@ -210,6 +210,7 @@ def test_an_mtu_too_small_for_ipv6_is_refused(plugin, node, sandbox, make_conf, 
 ENV, ARGS, RUNTIME = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize(
     ("env", "args", "runtime", "wanted"),
     [

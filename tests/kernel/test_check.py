@@ -29,6 +29,7 @@ def added(plugin, sandbox, make_conf, dual):
     return conf, plugin.add(conf, sandbox).result
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
 @pytest.mark.parametrize("mode", ["bridge", "ptp"])
 def test_all_is_well(plugin, sandbox, make_conf, family, mode, version):
@@ -99,6 +100,7 @@ DRIFTS = {
 }
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize("drift", DRIFTS)
 def test_drift(plugin, node, sandbox, added, drift):
     conf, result = added
@@ -172,6 +174,7 @@ PTP_DRIFTS = {
 }
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize("drift", PTP_DRIFTS)
 def test_drift_in_mode_ptp(plugin, node, sandbox, make_conf, dual, drift):
     conf = make_conf(mode="ptp", ipam={"ranges": dual.ranges})

@@ -48,6 +48,7 @@ def test_a_delegate_gets_the_whole_configuration(
     assert environment == [f"{command} {rest}" for command in ("ADD", "CHECK", "DEL")]
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize(
     ("script", "code", "word"),
     [
@@ -149,6 +150,7 @@ def test_where_delegates_are_looked_for(
     assert fake.calls() == []
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize("kind", ["../bin/fake-ipam", "{folder}/fake-ipam", "./fake-ipam", ".."])
 def test_a_type_that_is_a_path_runs_nothing(
     plugin_there, node, sandbox, make_conf, fake_ipam, bin_folder, untouched, kind

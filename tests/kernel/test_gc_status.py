@@ -221,6 +221,7 @@ def test_status_when_the_pool_is_exhausted(plugin, topology, make_conf):
     assert plugin.status(conf).ok
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize("place", ["below a file", "a file", "the network's folder is a file"])
 def test_status_when_the_directory_cannot_be_used(plugin, sandbox, make_conf, tmp_path, place):
     folder = tmp_path / "data"
@@ -273,6 +274,7 @@ def test_status_when_a_route_to_another_node_cannot_be_made(make_cluster, topolo
     assert "10.244.1.0/24" in refused.error["msg"]
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize(
     ("script", "code", "word"),
     [

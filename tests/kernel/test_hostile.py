@@ -150,6 +150,7 @@ def test_a_short_write_reserves_nothing(plugin, topology, make_conf):
     assert not [name for name in left if name[0].isdigit()]
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize("damage", ["directory", "boot", "file", "link", "copy"])
 def test_a_damaged_index_is_made_anew(plugin, topology, make_conf, damage):
     conf = make_conf(ipam={"ranges": [[{"subnet": "10.74.0.0/24"}]]})
@@ -177,6 +178,7 @@ def test_a_damaged_index_is_made_anew(plugin, topology, make_conf, damage):
     assert not [name for name in os.listdir(folder(conf)) if name[0].isdigit()]
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize(
     "entry",
     [

@@ -101,6 +101,7 @@ def test_mtu_and_mac(plugin, node, sandbox, make_conf, dual):
     assert (link["mtu"], link["address"]) == (1400, "02:00:00:00:00:09")
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize("option", ["hairpinMode", "promiscMode", "portIsolation"])
 def test_options_of_a_bridge_are_refused(plugin, node, sandbox, make_conf, untouched, option):
     with untouched(node, sandbox):

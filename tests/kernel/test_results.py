@@ -16,6 +16,7 @@ def in_kernel(node, sandbox, result):
     ]
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize("mode", ["bridge", "ptp"])
 @pytest.mark.parametrize("version", OF_INTERFACES)
 def test_the_result_equals_the_kernel(plugin, node, sandbox, make_conf, dual, version, mode):
@@ -46,6 +47,7 @@ def test_the_result_equals_the_kernel(plugin, node, sandbox, make_conf, dual, ve
     assert ("dns" in result) == (version < "1")
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize("version", ["0.1.0", "0.2.0", "", None])
 def test_the_first_versions(plugin, sandbox, make_conf, dual, version):
     conf = make_conf(cniVersion=version, ipam={"ranges": dual.ranges, "routes": ROUTES})

@@ -97,9 +97,9 @@ class Agent:
 
     def launch(self) -> None:
         """Start it and do not wait."""
-        argv = [*self.node.prefix(), *self.command, "agent", "--socket", self.socket]
+        argv = [*self.command, "agent", "--socket", self.socket]
         environ = Plugin(self.command[0]).environ("", {"CNI_COMMAND": None, "CNI_PATH": None})
-        with open(self._base + ".log", "ab") as log:
+        with open(self._base + ".log", "ab") as log, self.node.entered():
             self.process = subprocess.Popen(
                 [*argv, "--log-format=json", *self.options],
                 stdin=subprocess.DEVNULL,
@@ -236,7 +236,7 @@ class Agent:
 
 class AgentStage(Stage):
     """A stage with an agent, which has not been started: `plugin` goes through it, `alone` never
-    does, and serves its calls in process."""
+    does, and serves its calls in process. `client` is the executable of the former."""
 
     def __init__(
         self,
@@ -246,12 +246,13 @@ class AgentStage(Stage):
         name: str = "a",
         command: str | Sequence[str] = "",
         hooked: bool = True,
+        client: str = "",
         **keys: Any,
     ) -> None:
         super().__init__(topology, executable, folder, name, **keys)
         self.agent = Agent(self.node, command or executable, folder, f"agent-{name}", (), hooked)
         self.alone = AgentPlugin(executable, self.node)
-        self.plugin = self.agent.plugin(executable)
+        self.plugin = self.agent.plugin(client or executable)
 
     def points(self, command: str) -> list[str]:
         """The names of the points that the agent passes for this call, in order."""

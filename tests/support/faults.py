@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from tests.support import netns
 from tests.support.netns import Namespace
 from tests.support.plugin import Config, Plugin
 from tests.support.topology import Topology
@@ -23,11 +22,15 @@ from tests.support.topology import Topology
 HOOK = os.path.join(os.path.dirname(os.path.abspath(__file__)), "faulthook")
 NODE_ADDRESSES = ("192.168.1.2/24", "fd00:1::2/64")
 
-_LOOK = (
-    "ip -j -d addr; ip -j -4 route show table all; ip -j -6 route show table all;"
-    "ip -j -4 rule; ip -j -6 rule"
-)
-_KINDS = ("link", "route4", "route6", "rule4", "rule6")
+# Sweeps look thousands of times: one process for what one can tell, of both families if it can.
+_LOOK = """ip -j -d -batch - <<END
+addr show
+route show table all
+rule show
+END
+ip -j -6 rule
+"""
+_KINDS = ("link", "route", "rule4", "rule6")
 _VOLATILE_FLAGS = ("NO-CARRIER", "LOWER_UP", "DORMANT", "linkdown", "dead")
 _VOLATILE = ("operstate", "valid_life_time", "preferred_life_time", "group", "stats")
 
@@ -93,13 +96,14 @@ class Stage:
         if fault or log:
             env |= {"PYTHONPATH": HOOK, "PODWIRE_FAULT": fault, "PODWIRE_FAULT_LOG": log}
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 60} | more
-        done = subprocess.run(
-            [*self.node.prefix(), *wrap, self.plugin.executable],
-            input=json.dumps(self.conf if conf is None else conf).encode(),
-            env=self.plugin.environ(command, env),
-            check=False,
-            **options,
-        )
+        with self.plugin.placed() as words:
+            done = subprocess.run(
+                [*wrap, *words],
+                input=json.dumps(self.conf if conf is None else conf).encode(),
+                env=self.plugin.environ(command, env),
+                check=False,
+                **options,
+            )
         return Ended(done.returncode, done.stdout or b"", done.stderr or b"")
 
     def points(self, command: str) -> list[str]:
@@ -161,7 +165,7 @@ class Stage:
 
 
 def look(place: Namespace) -> World:
-    shown = netns.run([*place.prefix(), "sh", "-c", _LOOK]).stdout
+    shown = place.run("sh", "-c", _LOOK).stdout
     decoder, found, position = json.JSONDecoder(), {}, 0
     for kind in _KINDS:
         items, position = decoder.raw_decode(shown, position)
@@ -180,11 +184,13 @@ def _lines(kind: str, number: int, item: Any) -> Iterable[tuple[str, str]]:
             if address.get("scope") != "link" and "local" in address:
                 name = f"address {item['ifname']} {address['local']}/{address['prefixlen']}"
                 yield name, _stable(address)
-    elif kind.startswith("route"):
+    elif kind == "route":
+        family = 6 if "pref" in item else 4  # only routes of IPv6 have a preference (RFC 4191)
         volatile = str(item.get("dst", "")).startswith(("fe80", "ff00", "multicast"))
         if not volatile and item.get("type") != "anycast":  # these come with forwarding
             words = (item.get(k) for k in ("table", "type", "dst", "gateway", "dev", "metric"))
-            yield f"{kind} {' '.join(str(w) for w in words if w is not None)}", _stable(item)
+            name = " ".join(str(word) for word in words if word is not None)
+            yield f"route{family} {name}", _stable(item)
     else:
         yield f"{kind} {number}", _stable(item)
 

@@ -2,7 +2,8 @@
 
 - A namespace is a bind mount under BASE/<pid of the test run>/, never under /run/netns: the
   machine's own list stays as it is, and runs beside each other do not meet.
-- It is entered with `nsenter --net` or setns(2), not with `ip netns exec`, which remounts /sys.
+- It is made without another program, and entered with `nsenter --net` or setns(2), not with
+  `ip netns exec`, which remounts /sys: tests make thousands.
 - Removal ends every process that lives in the namespace, by its pid.
 - What a run that was killed left behind is swept by the next one.
 """
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import itertools
 import json
 import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +31,8 @@ from cni_plugin.kernel.statefolder import node_key
 BASE = "/run/podwire-tests"
 
 _CLONE_NEWNET = 0x40000000
-_MNT_DETACH = 2
+_MS_BIND, _MNT_DETACH = 0x1000, 2
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 0x1
 _libc = ctypes.CDLL(None, use_errno=True)
 _counter = itertools.count(1)
 
@@ -43,7 +47,7 @@ class Namespace:
         with open(self.path, "x"):
             pass
         try:
-            run(["unshare", f"--net={self.path}", "ip", "link", "set", "lo", "up"])
+            _make(self.path)
         except BaseException:
             self.delete()
             raise
@@ -59,12 +63,18 @@ class Namespace:
 
     def run(self, *argv: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess:
         """Run a command in the namespace; see `run` of this module."""
-        return run([*self.prefix(), *argv], check=check, **options)
+        with self.entered():  # the program has the namespace of the thread that starts it
+            return run(argv, check=check, place=f"in {self.name}: ", **options)
+
+    def batch(self, *lines: str) -> None:
+        """Run commands of `ip`, in one process; the first that fails is the last."""
+        self.run("ip", "-batch", "-", stdin="\n".join(lines))
 
     def popen(self, *argv: str, **options: Any) -> subprocess.Popen:
         """Start a command in the namespace; it is killed when the namespace goes."""
         options = {"stdin": subprocess.DEVNULL, "text": True, **options}
-        process = subprocess.Popen([*self.prefix(), *argv], **options)
+        with self.entered():
+            process = subprocess.Popen(argv, **options)
         self._started.append(process)
         return process
 
@@ -114,24 +124,23 @@ class Namespace:
 
     def state(self) -> dict[str, list[str]]:
         """Links, addresses, routes and rules in comparable form: for "as it was before"."""
-        routes = [("-4", "main"), ("-6", "main")]
+        links = self.ip("addr", "show")
         state = {
-            "links": sorted(self.links()),
+            "links": sorted(link["ifname"] for link in links),
             "addresses": sorted(
                 f"{link['ifname']} {item['local']}/{item['prefixlen']}"
-                for link in self.ip("addr", "show")
+                for link in links
                 for item in link.get("addr_info", [])
                 if item.get("local") and item.get("scope") != "link"
             ),
         }
-        for family, table in routes:
-            shown = self.run("ip", family, "route", "show", "table", table, check=False).stdout
+        asked = "route show table main\nrule show"
+        for family in ("-4", "-6"):
+            shown = self.run("ip", family, "-batch", "-", stdin=asked, check=False).stdout
             lines = shown.replace(" linkdown", "").splitlines()  # comes and goes by itself
-            state[f"routes {family}"] = sorted(
+            state[f"routes and rules {family}"] = sorted(
                 line.strip() for line in lines if not line.startswith("fe80::")
             )
-            rules = self.run("ip", family, "rule", "show", check=False).stdout
-            state[f"rules {family}"] = sorted(line.strip() for line in rules.splitlines())
         return state
 
     def processes(self) -> list[int]:
@@ -221,8 +230,10 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: str | None = None,
     cwd: str | None = None,
+    place: str = "",
 ) -> subprocess.CompletedProcess:
-    """Run a command and capture its text; with `check`, a failure shows what it printed."""
+    """Run a command and capture its text; with `check`, a failure shows what it printed, and
+    `place`."""
     given: dict[str, Any] = {"stdin": subprocess.DEVNULL}
     if stdin is not None:
         given = {"input": stdin}
@@ -238,7 +249,7 @@ def run(
     )
     if check and done.returncode != 0:
         raise AssertionError(
-            f"{' '.join(argv)}\nexit {done.returncode}\n{done.stdout}{done.stderr}"
+            f"{place}{' '.join(argv)}\nexit {done.returncode}\n{done.stdout}{done.stderr}"
         )
     return done
 
@@ -269,10 +280,28 @@ def wait_until(condition: Any, timeout: float = 30, what: str = "", pause: float
         time.sleep(pause)
 
 
+def _make(path: str) -> None:
+    """Bind a new namespace, whose lo is up, to a file."""
+    with open("/proc/thread-self/ns/net") as before:
+        _checked("unshare", _libc.unshare(_CLONE_NEWNET))
+        try:
+            own = b"/proc/thread-self/ns/net"
+            _checked("mount", _libc.mount(own, os.fsencode(path), None, _MS_BIND, None))
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+                fcntl.ioctl(asked, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP))
+        finally:
+            _setns(before.fileno())
+
+
 def _setns(fd: int) -> None:
-    if _libc.setns(fd, _CLONE_NEWNET) != 0:
+    _checked("setns", _libc.setns(fd, _CLONE_NEWNET))
+
+
+def _checked(name: str, result: int) -> None:
+    """`result` is that of the C library's function; below 0 it is an error."""
+    if result < 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"setns: {os.strerror(code)}")
+        raise OSError(code, f"{name}: {os.strerror(code)}")
 
 
 def _unmount(path: str) -> None:

@@ -6,12 +6,13 @@ failure, on ADD and on VERSION; nothing from CHECK, DEL, GC and STATUS that succ
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tests.support.netns import Namespace
@@ -93,20 +94,35 @@ class Plugin:
                 env[name] = value
         return env
 
+    def words(self) -> list[str]:
+        """What starts it where it is to run."""
+        return [self.executable]
+
     def argv(self) -> list[str]:
-        return [*(self.node.prefix() if self.node else []), self.executable]
+        """What starts it there from outside."""
+        return [*(self.node.prefix() if self.node else []), *self.words()]
+
+    @contextlib.contextmanager
+    def placed(self) -> Iterator[list[str]]:
+        """The words that start it in this block, where a program less is needed than by `argv`."""
+        if isinstance(self.node, Namespace):
+            with self.node.entered():
+                yield self.words()
+        else:
+            yield self.argv()
 
     def start(
         self, command: str, conf: Config | str | bytes, env: Mapping[str, str | None]
     ) -> subprocess.Popen:
         """Start a call and write its stdin; for tests that kill it or run many at once."""
-        process = subprocess.Popen(
-            self.argv(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=self.environ(command, env),
-        )
+        with self.placed() as argv:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=self.environ(command, env),
+            )
         assert process.stdin is not None
         try:
             process.stdin.write(_encoded(conf))
@@ -124,14 +140,15 @@ class Plugin:
         timeout: float = 60,
     ) -> Reply:
         """One call. `env` holds CNI variables; None as a value takes a variable away."""
-        done = subprocess.run(
-            self.argv(),
-            input=_encoded(conf),
-            capture_output=True,
-            check=False,
-            env=self.environ(command, env or {}),
-            timeout=timeout,
-        )
+        with self.placed() as argv:
+            done = subprocess.run(
+                argv,
+                input=_encoded(conf),
+                capture_output=True,
+                check=False,
+                env=self.environ(command, env or {}),
+                timeout=timeout,
+            )
         reply = read_reply(done.returncode, done.stdout, done.stderr)
         hold_to_specification(command, reply)
         return reply

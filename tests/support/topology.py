@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,24 @@ class Topology:
         cable({a: ("192.168.1.2/24",), b: ("192.168.1.3/24",)})
         """
         switch = self._namespaces.make("switch")
-        switch.run("ip", "link", "add", "br0", "type", "bridge")
-        switch.run("ip", "link", "set", "br0", "up")
-        for number, (node, addresses) in enumerate(nodes.items()):
-            port = f"port{number}"
-            switch.run(
-                *("ip", "link", "add", port, "master", "br0", "up", "type", "veth"),
-                *("peer", "name", ifname, "netns", node.path),
-            )
-            for address in addresses:
-                dad = ("nodad",) if ":" in address else ()
-                node.run("ip", "addr", "add", address, "dev", ifname, *dad)
-            node.run("ip", "link", "set", ifname, "up")
+        switch.batch(
+            "link add br0 up type bridge",
+            *(
+                f"link add port{number} master br0 up type veth"
+                f" peer name {ifname} netns {node.path}"
+                for number, node in enumerate(nodes)
+            ),
+        )
+        for node, addresses in nodes.items():
+            node.batch(*_given(ifname, addresses))
         return switch
+
+
+def _given(ifname: str, addresses: tuple[str, ...]) -> Iterator[str]:
+    """Lines for `ip -batch` that give a link its addresses and set it up."""
+    for address in addresses:
+        yield f"addr add {address} dev {ifname}{' nodad' * (':' in address)}"
+    yield f"link set {ifname} up"
 
 
 class Split:
@@ -127,10 +133,7 @@ class Split:
 
     @staticmethod
     def _give(node: Namespace, ifname: str, *addresses: str) -> None:
-        for address in addresses:
-            dad = ("nodad",) if ":" in address else ()
-            node.run("ip", "addr", "add", address, "dev", ifname, *dad)
-        node.run("ip", "link", "set", ifname, "up")
+        node.batch(*_given(ifname, addresses))
 
     def write(self) -> None:
         """Write the inventory anew, from `entries`."""

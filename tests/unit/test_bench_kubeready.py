@@ -227,7 +227,8 @@ def test_both_sides_are_started_and_get_pods_and_nothing_is_left(monkeypatch, tm
         component(name)
     monkeypatch.setenv("CNI_PEER_PATH", require.go_plugins(*kubeready._GO_PLUGINS))
     monkeypatch.setenv("PODWIRE_EXECUTABLE", executable())
-    for name, value in {"START_ROUNDS": 1, "CROWD_ROUNDS": 1, "LEAST_PODS": 1}.items():
+    few = {"START_ROUNDS": 1, "CROWD_ROUNDS": 1, "LEAST_PODS": 1, "AT_ONCE": (1, 3)}
+    for name, value in few.items():
         monkeypatch.setattr(kubeready, name, value)
     before = _folders()
     assert kubeready.missing() == []
@@ -242,7 +243,7 @@ def test_both_sides_are_started_and_get_pods_and_nothing_is_left(monkeypatch, tm
             runs, ready = (found[what, side, size] for what in (POD_RUNS, POD_READY))
             assert len(runs) == len(ready) == size
             assert min(runs + ready) > 0
-        assert found[ALL_READY, side, 10][0] >= max(found[POD_READY, side, 10])
+        assert found[ALL_READY, side, 3][0] >= max(found[POD_READY, side, 3])
     assert _folders() == before
 
 

@@ -87,13 +87,12 @@ def test_a_second_one_is_told_whose_place_it_is(
 
 
 def test_the_lock_of_a_killed_one_is_free_at_once(
-    claim: Claim, other: subprocess.Popen[str]
+    claim: Claim, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other.kill()
     other.wait()
-    began = time.monotonic()
+    monkeypatch.setattr(clusterlock, "sleep", lambda seconds: pytest.fail("it waits"))
     assert len(claim("one", "a/nodes.json")) == 2
-    assert time.monotonic() - began < 0.2
 
 
 def test_a_successor_waits_for_the_end(
@@ -108,7 +107,7 @@ def test_a_successor_waits_for_the_end(
     ending.start()
     began = time.monotonic()
     assert len(claim("one", "a/nodes.json")) == 2
-    assert 0.4 < time.monotonic() - began < 5
+    assert 0.4 < time.monotonic() - began < 15
     ending.join()
     assert [record.msg for record in caplog.records] == ["waiting"]
     assert caplog.records[0].fields["holder"] == f"process {other.pid}"  # type: ignore[attr-defined]
