@@ -103,10 +103,7 @@ def _all(results: Results) -> Iterator[Goal]:
     ):
         yield Goal(f"ADD {title}", add, of(scenario, "ADD", one, other))
         yield Goal(f"DEL {title}", delete, of(scenario, "DEL", one, other))
-    for command, factor in (("ADD", 2.5), ("DEL", 1)):
-        calls = f"{AT_ONCE} {command}s at once"
-        yield Goal(f"{calls}, throughput / Go", factor, _throughput(results, command), True)
-        yield Goal(f"{calls}, p95 / Go", 1, _p95(results, command))
+    yield from _at_once(results)
     yield Goal("STATUS / Go's exec of it", 0.6, of("status", "STATUS", AGENT, PEER))
     yield Goal("VERSION / Go", 0.6, of("version", "VERSION", AGENT, PEER))
     yield Goal(
@@ -128,6 +125,13 @@ def _all(results: Results) -> Iterator[Goal]:
             results, ("ipam", "add", PODWIRE_IPAM, 60_000), ("ipam", "add", PODWIRE_IPAM, 10)
         ),
     )
+
+
+def _at_once(results: Results) -> Iterator[Goal]:
+    for command, factor in (("ADD", 2.5), ("DEL", 1)):
+        calls = f"{AT_ONCE} {command}s at once"
+        yield Goal(f"{calls}, throughput / Go", factor, _throughput(results, command), True)
+        yield Goal(f"{calls}, p95 / Go", 1, _p95(results, command))
 
 
 Name = tuple[str, str, str, int]

@@ -43,11 +43,14 @@ class Found(NamedTuple):
 
 
 class _Scenario(NamedTuple):
-    """`measure` gets the contenders, a place for files, and how often each is called."""
+    """`measure` gets the contenders, a place for files, and how often each is called. `missing`
+    says why something can't be measured here, `versions` what it is measured with."""
 
     measure: Callable[[Sequence[Contender], Place, int], Found]
     root: bool = True  # makes network namespaces
     default: bool = True
+    missing: Callable[[], list[str]] = list
+    versions: Callable[[], dict[str, str]] = dict
 
 
 def _only_series(measure: Callable[[Sequence[Contender], Place, int], list[Series]]) -> _Scenario:
@@ -78,14 +81,16 @@ SCENARIOS: Mapping[str, _Scenario] = {
     )._replace(root=False),
     "masquerade": _only_series(pods.masquerade),
     "chain": _only_series(chain.chain),
-    "throughput": _only_rates(throughput.throughput),
+    "throughput": _only_rates(throughput.throughput)._replace(missing=throughput.missing),
     "connections": _only_rates(connections.connections),
     "peers": _only_series(peers.peers),
-    "sandboxes": _only_series(lambda sides, _, runs: sandboxes.sandboxes(sides, runs)),
-    "kubernetes": _only_series(lambda _, place, runs: kubeready.kubernetes(place, runs))._replace(
-        default=False
+    "sandboxes": _only_series(lambda sides, _, runs: sandboxes.sandboxes(sides, runs))._replace(
+        missing=sandboxes.missing, versions=sandboxes.versions
     ),
-    "cluster": _Scenario(_cluster, default=False),
+    "kubernetes": _only_series(lambda _, place, runs: kubeready.kubernetes(place, runs))._replace(
+        default=False, missing=kubeready.missing, versions=kubeready.versions
+    ),
+    "cluster": _Scenario(_cluster, default=False, missing=cluster.missing),
     "soak": _Scenario(lambda sides, place, _: Found(*soak.soak(sides, place)), default=False),
 }
 DEFAULT = tuple(name for name, scenario in SCENARIOS.items() if scenario.default)
@@ -101,22 +106,14 @@ def run(wanted: Sequence[str], runs: int, directory: str | None) -> Results:
     if os.geteuid() != 0:
         notes.append("Calls with pods were not measured: network namespaces need root.")
         wanted = [name for name in wanted if not SCENARIOS[name].root]
-    if "throughput" in wanted:
-        notes += throughput.missing()
-    if "cluster" in wanted:
-        notes += cluster.missing()
-    if "kubernetes" in wanted:
-        notes += kubeready.missing()
-    if "sandboxes" in wanted:
-        notes += sandboxes.missing()
+    for name in wanted:
+        notes += SCENARIOS[name].missing()
     found: list[Found] = []
     begin = monotonic()
     with _folder(directory) as folder:
         about = machine.describe(folder)
-        if "sandboxes" in wanted:
-            about |= sandboxes.versions()
-        if "kubernetes" in wanted:
-            about |= kubeready.versions()
+        for name in wanted:
+            about |= SCENARIOS[name].versions()
         place = Place(folder)
         for name in wanted:
             print(f"{monotonic() - begin:4.0f} s  measuring {name}", file=sys.stderr, flush=True)

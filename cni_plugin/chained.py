@@ -15,7 +15,7 @@ from cni_plugin.kernel import device, messages, observe
 from cni_plugin.netconf import NetConf
 from cni_plugin.node import Node, all_or_nothing, record_of, sandbox
 from cni_plugin.records import NetworkRecord
-from cni_plugin.ruleset import ISOLATED
+from cni_plugin.ruleset import ISOLATED, OPEN
 from cni_plugin.spec import CniError, Code, IPConfig, IPNetwork, Request, Result
 
 _OF_PODS = ("bridge", "veth")  # kinds of links that lead to pods and nowhere else
@@ -24,7 +24,7 @@ _BESIDE = "+chained"  # no network's name holds a plus sign
 
 def add(request: Request, node: Node, conf: NetConf) -> bytes:
     """Add to the pod what the configuration asks for, and pass prevResult on."""
-    previous = conf.prev_result or Result()
+    previous = _previous(conf)
     ips = _ips(request, previous)
     with sandbox(node, request.netns) as fd, all_or_nothing() as undo:
         way = _way(request, node, conf, fd, ips)
@@ -42,7 +42,7 @@ def add(request: Request, node: Node, conf: NetConf) -> bytes:
 
 def check(request: Request, node: Node, conf: NetConf) -> tuple[list[str], list[str]]:
     """What is not as `add` left it, in words: of the pod, and of what networks share."""
-    previous = conf.prev_result or Result()
+    previous = _previous(conf)
     ips = _ips(request, previous)
     with sandbox(node, request.netns) as fd:
         way = _way(request, node, conf, fd, ips)
@@ -51,14 +51,30 @@ def check(request: Request, node: Node, conf: NetConf) -> tuple[list[str], list[
     return additions.differences(node, wanted, way), shared
 
 
+def _previous(conf: NetConf) -> Result:
+    """prevResult. Raises CniError 7 where it has to name the pod's bridge, and names no link."""
+    previous = conf.prev_result or Result()
+    if conf.ingress_policy != OPEN and all(link.sandbox for link in previous.interfaces):
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"prevResult.interfaces: names no bridge, and ingressPolicy {conf.ingress_policy} is "
+            "about the pods of one",
+            "put podwire behind a plugin that tells the bridge, or leave ingressPolicy out",
+        )
+    return previous
+
+
 def _ips(request: Request, previous: Result) -> tuple[IPConfig, ...]:
-    """The addresses of the attachment's own interface."""
-    ours = {
+    """The addresses of the attachment's own interface.
+
+    One that points to no interface that is listed counts as its, as for the reference's portmap.
+    """
+    others = {
         index
         for index, interface in enumerate(previous.interfaces)
-        if interface.name == request.attachment.ifname and interface.sandbox
+        if interface.name != request.attachment.ifname or not interface.sandbox
     }
-    return tuple(ip for ip in previous.ips if ip.interface is None or ip.interface in ours)
+    return tuple(ip for ip in previous.ips if ip.interface not in others)
 
 
 def _record(conf: NetConf, previous: Result, ips: tuple[IPConfig, ...]) -> NetworkRecord:

@@ -13,9 +13,10 @@ import json
 import sys
 
 if sys.implementation.name != "micropython":
-    from cni_plugin import sysio, wire
+    from cni_plugin import cniversions, sysio, wire
     from cni_plugin.version import VERSION
 else:
+    import cniversions  # type: ignore[import-not-found, no-redef]
     import sysio  # type: ignore[import-not-found, no-redef]
     import wire  # type: ignore[import-not-found, no-redef]
     from version import VERSION  # type: ignore[import-not-found, no-redef]
@@ -28,11 +29,8 @@ STDIN_MS = 30_000  # a runtime has the configuration ready: it takes no time to 
 SILENCE_MS = 10_000  # an agent at work sends a heartbeat every half second
 TOTAL_MS = 100_000  # with a last silence 110 s; a kubelet gives up after 120 or more
 
-_CNI_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 _IO_FAILURE, _TRY_AGAIN_LATER, _PERMISSION_DENIED = 5, 11, 110  # codes of cni_plugin.spec
 _PIECE = 65536
-_LARGEST_PARSED = 256 * 1024  # MicroPython reads JSON in quadratic time of its longest string
-_JSON_SPACE = b" \t\r\n"
 _HOME = "/proc/self/ns/net"
 
 
@@ -62,7 +60,7 @@ def call(ipam: bool) -> tuple[int | None, bytes]:
         stdin = read_stdin()
         environ = sysio.environ()
         if variable(environ, "CNI_COMMAND") == "VERSION":
-            reply = _version(stdin)
+            reply = cniversions.reply(stdin)
             if reply is not None:
                 return say(reply, 0), stdin
         path = socket_path(environ, stdin)
@@ -117,34 +115,10 @@ def variable(environ: bytes, name: str) -> str:
 
 def error_document(failure: FailureError, stdin: bytes) -> bytes:
     """The error document of the specification, section 5."""
-    document = {"cniVersion": _cni_version(stdin), "code": failure.code, "msg": failure.msg}
+    document = {"cniVersion": cniversions.named_by(stdin), "code": failure.code, "msg": failure.msg}
     if failure.details:
         document["details"] = failure.details
     return json.dumps(document).encode() + b"\n"
-
-
-def _version(stdin: bytes) -> bytes | None:
-    """The reply to VERSION; None where the configuration is not the one that runtimes send."""
-    text = stdin.strip(_JSON_SPACE)
-    version = b"1.1.0"
-    if text:
-        before, after = b'{"cniVersion":', b"}"
-        quoted = text[len(before) : -len(after)].strip(_JSON_SPACE)
-        version = quoted[1:-1]
-        if (
-            not text.startswith(before)
-            or not text.endswith(after)
-            or quoted != b'"' + version + b'"'
-            or not _plain(version)
-        ):
-            return None
-    supported = '", "'.join(_CNI_VERSIONS).encode()
-    return b'{"cniVersion": "' + version + b'", "supportedVersions": ["' + supported + b'"]}\n'
-
-
-def _plain(version: bytes) -> bool:
-    """Whether it holds nothing that JSON writes in another way; an empty one means the oldest."""
-    return version != b"" and all(byte in b"0123456789." for byte in version)
 
 
 def _value(environ: bytes, name: str) -> bytes:
@@ -156,16 +130,6 @@ def _value(environ: bytes, name: str) -> bytes:
     return environ[start : environ.find(b"\0", start)]
 
 
-def _cni_version(stdin: bytes) -> str:
-    if len(stdin) > _LARGEST_PARSED:
-        return _CNI_VERSIONS[-1]
-    try:
-        version = json.loads(stdin)["cniVersion"]
-    except (ValueError, KeyError, TypeError, IndexError, RuntimeError):  # nested too deeply
-        return _CNI_VERSIONS[-1]
-    return version if version in _CNI_VERSIONS else _CNI_VERSIONS[-1]
-
-
 def socket_path(environ: bytes, stdin: bytes) -> str:
     """Where the agent listens; "" when this network is not served by agents.
 
@@ -174,7 +138,7 @@ def socket_path(environ: bytes, stdin: bytes) -> str:
     path = variable(environ, SOCKET_VARIABLE) or DEFAULT_SOCKET
     if b'"agent' not in stdin:
         return path
-    if len(stdin) > _LARGEST_PARSED:
+    if len(stdin) > cniversions.LARGEST_PARSED:
         return ""  # whatever it says, CPython will read it
     try:
         conf = json.loads(stdin)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
-from cni_plugin import paths
+from cni_plugin import convergence, paths
 from cni_plugin.crossnode import CrossNode
-from cni_plugin.kernel import observe, overlay
+from cni_plugin.kernel import observe, overlay, overlayentries, overlayport
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.nodelock import node_lock
 from cni_plugin.kernel.routetable import KernelRouteTable
@@ -154,15 +154,15 @@ def sync(cluster: Cluster, route_socket: RouteSocket, patient: bool = False) -> 
     """Bring the routes to the other nodes and the overlay in line with the inventory, all of it or
     nothing; what was changed.
 
-    The common case, nothing to do, takes no lock. Raises CniError 104 when all is done but routes
-    by gateways that this node has no way to now, unless it is `patient`.
+    The common case, nothing to do, takes no lock. Raises CniError 104 when all is done that can be
+    while this node has no way to some peer, unless it is `patient`.
     """
     found = cluster.surveys.pop() if cluster.surveys else survey(cluster, route_socket)
     changes = Changes()
     if not paths.in_line(found, observed(cluster, found, route_socket)):
         with node_lock(exclusive=True):
             state = observed(cluster, found, route_socket)
-            changes = paths.converge(found, state, route_socket)
+            changes = convergence.converge(found, state, route_socket)
     if not patient:
         paths.refuse_waiting(found)
     return changes
@@ -191,11 +191,11 @@ def _pod_mtu(found: Survey, route_socket: RouteSocket) -> int:
 def mtus(cluster: Cluster, route_socket: RouteSocket, whole: bool = False) -> Mtus:
     """The sizes to look at; changes nothing.
 
-    With `whole` those of a network that is: without a way to any peer `underlay` is 0, and this
-    raises CniError 104 as `paths.refuse_waiting` does.
+    With `whole` those of a network that is: raises CniError as `pod_mtu` does.
     """
     found = survey(cluster, route_socket)
     if whole:
+        paths.refuse_unfit(found, route_socket)
         paths.refuse_waiting(found)
     pods = _pod_mtu(found, route_socket)
     if found.device is None or found.carrier is None:
@@ -203,7 +203,7 @@ def mtus(cluster: Cluster, route_socket: RouteSocket, whole: bool = False) -> Mt
     device = observed(cluster, found, route_socket).device
     return Mtus(
         found.carrier.name,
-        0 if whole and found.carrier.cut_off else found.carrier.mtu,
+        found.carrier.mtu,
         found.device.vxlan.mtu,
         device.vxlan.mtu if device else 0,
         pods,
@@ -223,7 +223,7 @@ def refuse_obstructed(cluster: Cluster, route_socket: RouteSocket, patient: bool
     """For STATUS: what would keep `sync` from making what is missing. A `patient` one lets peers
     wait that there is no way to now.
 
-    Raises CniError 103 for another program's route or link in the way, 104 for a node whose
+    Raises CniError 103 for another program's route, link or socket in the way, 104 for a node whose
     address is not on a link of this node, 7 for an underlay that is not there.
     """
     found = survey(cluster, route_socket)
@@ -235,6 +235,8 @@ def refuse_obstructed(cluster: Cluster, route_socket: RouteSocket, patient: bool
     changes = routes.difference(wanted, state.routes)
     table = KernelRouteTable(route_socket)
     table.refuse_obstructed([*changes.add, *changes.replace])
+    if found.device is not None and state.device is None:
+        overlayport.refuse_taken(route_socket, found.device.vxlan, overlay.ALIAS)
     table.refuse_distant([*changes.add, *changes.replace])
 
 
@@ -254,7 +256,7 @@ def missing(cluster: Cluster, route_socket: RouteSocket) -> list[str]:
         return [f"the overlay's device {name} does not exist", *words]
     if not overlay.same(found.device, state.device):
         words.append(f"the overlay's device {name} is not as it should be")
-    lost = overlay.lacking(found.entries, state.entries)
+    lost = overlayentries.lacking(found.entries, state.entries)
     if lost:
         words.append(f"{name} lacks {lost} neighbours and forwarding entries")
     return words

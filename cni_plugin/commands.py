@@ -100,6 +100,7 @@ def _add(request: Request, node: Node) -> bytes:
             upkeep.keep_for(node.fabric, _record(conf, plan, source), nodes, undo, alone)
             takeover.refuse_held(node, wanted.ports.ports)
             additions.open_ports(node, wanted, undo)
+            attach.forward(node.host, plan)
             attach.announce(node.host, pod, plan)
             return node.hand_over(reply)  # from now on the pod is the runtime's
 

@@ -1,13 +1,14 @@
 """The network configuration that runtimes find in a folder: made from a template, put in place.
 
-Runtimes use the first file by name of *.conf, *.conflist and *.json. That podwire's is there
-tells them that pods can come.
+That podwire's is there tells them that pods can come. Which of the folder's files they use is the
+matter of `confdir`.
 
 Rules:
 - The file appears at once and whole, and its name before that is none that runtimes look at.
 - podwire's is told by itself: what the agent writes has the key `MARK`, which runtimes pass over
   and which says to people that the agent will write the file again; what `podwire install` writes
-  is exactly what `plain` makes. No other file is replaced or removed.
+  is exactly what `plain` makes. No other file is replaced or removed, but for one of podwire's own
+  name that is no document at all: empty or cut off, as a power cut leaves it.
 - The plugin, which runtimes tell nothing of the list, is told by a `MARK` of its own that what does
   not fit the inventory now is about to be written again.
 """
@@ -15,14 +16,13 @@ Rules:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from errno import EACCES, EPERM
 from json import dumps, loads
-from typing import Any, NamedTuple
+from typing import Any
 
 from cni_plugin import wholefiles
-from cni_plugin.fields import Fields, as_object, invalid
+from cni_plugin.fields import Fields, invalid
 from cni_plugin.listshape import refuse_misshapen
 from cni_plugin.spec import CniError, Code, IPNetwork
 
@@ -34,9 +34,6 @@ _FOLLOWED = "follows the cluster"
 _VERSIONS = ("1.0.0", "1.1.0")
 _GIVEN = ("ranges", "subnet", "rangeStart", "rangeEnd", "gateway")  # what the cluster decides
 _IPAM = ("host-local", "podwire-ipam")
-_ENDINGS = (".conf", ".conflist", ".json")
-_MULTUS = frozenset(("multus", "multus-shim"))  # the latter with its daemon, "thick"
-_LARGEST = 1 << 21  # 2 MiB, as much as containerd reads of a configuration
 
 
 # --- making it --------------------------------------------------------------------------------
@@ -191,6 +188,22 @@ def is_ours(text: str) -> bool:
     return is_marked(text) or is_plain(text)
 
 
+def _may_go(path: str, text: str) -> bool:
+    """Whether the file at the path, with this in it, is podwire's to replace or remove."""
+    return is_ours(text) or (_is_no_document(text) and os.path.isfile(path))
+
+
+def _is_no_document(text: str) -> bool:
+    """Whether no runtime can read this, and nobody has a network in it."""
+    try:
+        loads(text)
+    except RecursionError:
+        return False  # nobody can tell
+    except ValueError:
+        return True
+    return False
+
+
 # --- in its folder ----------------------------------------------------------------------------
 
 
@@ -207,14 +220,14 @@ def place(conf_dir: str, text: str, name: str = NAME) -> bool:
     try:
         wholefiles.write(path, 0o644, [text.encode()])
     except OSError as e:
-        raise _failure(e, path) from e
+        raise failure(e, path) from e
     return True
 
 
 def refuse_foreign(path: str) -> None:
     """Raises CniError 5 when something is at the path that podwire has not written."""
     found = held(path)
-    if found is not None and not is_ours(found):
+    if found is not None and not _may_go(path, found):
         raise CniError(
             Code.IO_FAILURE,
             f"{path} exists and is not as podwire writes it",
@@ -233,11 +246,11 @@ def remove(conf_dir: str, name: str = NAME) -> bool | None:
         wholefiles.partial_name(path)  # which goes with it
         if found is None:
             return False
-        if not is_ours(found):
+        if not _may_go(path, found):
             return None
         os.unlink(path)
     except OSError as e:
-        raise _failure(e, path) from e
+        raise failure(e, path) from e
     return True
 
 
@@ -246,102 +259,13 @@ def held(path: str) -> str | None:
     try:
         data = wholefiles.read(path)
     except OSError as e:
-        raise _failure(e, path) from e
+        raise failure(e, path) from e
     return None if data is None else data.decode("utf-8", "replace")
 
 
-def _failure(e: OSError, path: str) -> CniError:
+def failure(e: OSError, path: str) -> CniError:
+    """The error for a system call that failed in the folder of configurations."""
     if e.errno in (EACCES, EPERM):
         return CniError(Code.PERMISSION_DENIED, f"{path}: {e.strerror}", "run it as root")
     remedy = "the folder of the runtime's network configurations has to be there and writable"
     return CniError(Code.IO_FAILURE, f"{path}: {e.strerror}", remedy)
-
-
-# --- which one counts -------------------------------------------------------------------------
-
-
-class InUse(NamedTuple):
-    """The file that runtimes use: its path, the network's name, the plugins by their types.
-
-    `problem` says why it can't be used, "" when it can: containerd then has no network at all,
-    where CRI-O goes on to the next file.
-    """
-
-    path: str
-    network: str = ""
-    types: tuple[str, ...] = ()
-    problem: str = ""
-
-    @property
-    def ours(self) -> bool:
-        """Whether the pods' network is podwire's, whoever wrote the file."""
-        return TYPE in self.types
-
-    @property
-    def is_multus(self) -> bool:
-        """Whether it is Multus, which has to come first and calls the networks behind it."""
-        return not _MULTUS.isdisjoint(self.types)
-
-
-def in_use(conf_dir: str) -> InUse | None:
-    """The file of the folder that a runtime uses, the first that can be; None without one.
-
-    Where none can be used it is the first. Raises CniError 5 for a folder that can't be read.
-    """
-    found = candidates(conf_dir)
-    first = next(found, None)
-    if first is None or not first.problem:
-        return first
-    return next((each for each in found if not each.problem), first)
-
-
-def candidates(conf_dir: str) -> Iterator[InUse]:
-    """The configurations in the folder, in the order in which runtimes look at them."""
-    try:
-        names = _names(conf_dir)
-    except FileNotFoundError:
-        return
-    except OSError as e:
-        raise _failure(e, conf_dir) from e
-    for name in names:
-        yield _examined(os.path.join(conf_dir, name))
-
-
-def stamps(conf_dir: str) -> tuple[object, ...]:
-    """What changes when one of the configurations in the folder comes, goes, or is written; raises
-    nothing. A file that is on its way to its name is none."""
-    found: list[object] = []
-    with suppress(OSError):  # who has to read it says why it can't be
-        for name in _names(conf_dir):
-            found.append(name)
-            status = os.stat(os.path.join(conf_dir, name))
-            found.append((status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-    return tuple(found)
-
-
-def _names(conf_dir: str) -> list[str]:
-    with os.scandir(conf_dir) as listing:
-        names = [e.name for e in listing if not e.is_dir(follow_symlinks=False)]
-    found = [name for name in names if os.path.splitext(name)[1] in _ENDINGS or name in _ENDINGS]
-    return sorted(found, key=os.fsencode)
-
-
-def _examined(path: str) -> InUse:
-    try:
-        with open(path, "rb", opener=wholefiles.without_waiting) as file:
-            data = file.read(_LARGEST + 1) or b""
-        if len(data) > _LARGEST:
-            return InUse(path, problem=f"larger than {_LARGEST} bytes")
-        fields = as_object(loads(data), "")
-        whole = path.endswith(".conflist")
-        plugins = fields.children("plugins") if whole else [fields]
-        types = tuple(plugin.text("type") for plugin in plugins)
-        if not (types and all(types)):
-            return InUse(path, problem=f"no plugins with a type{'' if whole else ' of its own'}")
-        return InUse(path, fields.text("name"), types)
-    except OSError as e:
-        return InUse(path, problem=e.strerror or str(e))
-    except (ValueError, RecursionError) as e:
-        return InUse(path, problem=f"not valid JSON: {e}")
-    except CniError as e:
-        return InUse(path, problem=e.msg)

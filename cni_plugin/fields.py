@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
-from json import dumps
+from json import dumps, loads
 
 from cni_plugin.spec import CniError, Code, IPAddress, IPInterface, IPNetwork
-from cni_plugin.typed import Any
+from cni_plugin.typed import Any, NoReturn
 
 _WRITTEN_BY_RUNTIMES = "runtimeConfig"
 _SHOWN = 80  # characters of an offending value that a message repeats
@@ -35,6 +35,19 @@ def shown(value: object) -> str:
 def invalid(path: str, value: object, wanted: str, details: str = "") -> CniError:
     """The error for a field whose value can't be used."""
     return CniError(Code.INVALID_CONFIG, f"{path}: {wanted}, got {shown(value)}", details)
+
+
+def decode(data: bytes) -> Any:
+    """What a JSON text says. Raises ValueError with a reason of one line for what is none: NaN,
+    which the json module would take, and endless nesting included."""
+    try:
+        return loads(data.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(str(e).partition("\n")[0] or type(e).__name__) from e
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 class Fields:

@@ -126,10 +126,12 @@ def _shown_address(version: int, address: IPAddress | None) -> str:
 
 
 def parse(fields: Fields) -> PortOptions:
-    """The host ports of a configuration; none is the usual case.
+    """The host ports of a configuration; none is the usual case. Keys are found in any mixture of
+    cases, as Go reads them.
 
     Raises CniError: 2 for an option of the reference that podwire lacks, 7 for a wrong value.
     """
+    fields = Fields(fields.obj, fields.path, any_case=True)
     for key in ("conditionsV4", "conditionsV6", "externalSetMarkChain", "masqAll"):
         if fields.obj.get(key) not in (None, False, "", []):
             raise CniError(

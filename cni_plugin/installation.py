@@ -1,7 +1,9 @@
 """Putting the self-contained executable in place, and taking it away again.
 
 Rules:
-- What appears is whole: it is written under another name in the same folder, and renamed.
+- What appears is whole: it is made in a folder of its own beside the name, and renamed. No other
+  process knows that folder's name, and one that is left by a killed process goes with the next.
+- Whoever calls has the runtime's folder for itself meanwhile (`madefolders`).
 - What is ours can be told from the file itself: an executable by its trailer, a conflist as
   `conflists` tells. Nothing else is replaced or removed, an edited conflist included.
 """
@@ -10,9 +12,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Sequence
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC
 
-from cni_plugin import conflists, runtimes, wholefiles
+from cni_plugin import conflists, runtimefolder, wholefiles
 from cni_plugin.agent import lock, readiness
 from cni_plugin.spec import CniError, Code
 
@@ -22,6 +28,7 @@ CONFLIST = conflists.NAME
 _TRAILER_BYTES = 56
 _MAGIC = b"podwire\x01"  # both as in launcher/archive.py, which no wheel has
 _CHUNK = 1 << 20
+_UNFINISHED = re.compile(r"\.podwire\.[0-9a-f]{16}\.new")
 
 
 # --- the executable ---------------------------------------------------------------------------
@@ -30,7 +37,9 @@ _CHUNK = 1 << 20
 def is_executable_of_ours(path: str) -> bool:
     """Whether this is a podwire executable, of whatever version; False when there is none."""
     try:
-        with open(path, "rb") as file:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a FIFO or a device would wait, or act
+            return False
+        with open(path, "rb", opener=wholefiles.without_waiting) as file:
             file.seek(-_TRAILER_BYTES, os.SEEK_END)
             return file.read(len(_MAGIC)) == _MAGIC
     except OSError:  # none, or shorter than a trailer
@@ -48,17 +57,24 @@ def refuse_foreign(path: str) -> None:
 
 
 def place_executable(source: str, bin_dir: str) -> list[str]:
-    """Copy `source` to bin_dir/podwire and link podwire-ipam to it; the paths that changed."""
+    """Copy `source` to bin_dir/podwire and link podwire-ipam to it; the paths that changed.
+
+    Raises CniError 5 for a file that is not ours, and 5 or 110 where the system refuses.
+    """
     path, ipam = os.path.join(bin_dir, NAME), os.path.join(bin_dir, IPAM_NAME)
     refuse_foreign(path)
     refuse_foreign(ipam)
     changed = []
-    if not _same_content(source, path):
-        _copy(source, path)
-        changed.append(path)
-    if not (os.path.exists(ipam) and os.path.samefile(path, ipam)):
-        _link(path, ipam)
-        changed.append(ipam)
+    try:
+        _clear_unfinished(bin_dir)
+        if not _same_content(source, path):
+            _copy(source, path)
+            changed.append(path)
+        if not (os.path.exists(ipam) and os.path.samefile(path, ipam)):
+            _link(path, ipam)
+            changed.append(ipam)
+    except OSError as e:
+        raise failure(e, source if e.filename == source else path) from e
     return changed
 
 
@@ -75,25 +91,45 @@ def _same_content(source: str, path: str) -> bool:
 
 
 def _copy(source: str, path: str) -> None:
-    with open(source, "rb") as file:
-        wholefiles.write(path, 0o755, iter(lambda: file.read(_CHUNK), b""))
+    with _unfinished(path) as whole, open(source, "rb") as file:
+        wholefiles.write(whole, 0o755, iter(lambda: file.read(_CHUNK), b""))
+        os.replace(whole, path)
 
 
 def _link(path: str, ipam: str) -> None:
-    partial = wholefiles.partial_name(ipam)
+    with _unfinished(ipam) as whole:
+        try:
+            os.link(path, whole)
+        except OSError:  # a file system without hard links
+            os.symlink(NAME, whole)
+        os.replace(whole, ipam)
+
+
+@contextmanager
+def _unfinished(path: str) -> Iterator[str]:
+    """Where to make what is to be renamed to `path`: in a folder beside it, which goes again."""
+    bin_dir, name = os.path.split(path)
+    folder = os.path.join(bin_dir, f".{NAME}.{os.urandom(8).hex()}.new")  # as _UNFINISHED
+    os.mkdir(folder, 0o700)
     try:
-        os.link(path, partial)
-    except OSError:  # a file system without hard links
-        os.symlink(NAME, partial)
-    os.replace(partial, ipam)
+        yield os.path.join(folder, name)
+    finally:
+        runtimefolder.remove_tree(folder)
+
+
+def _clear_unfinished(bin_dir: str) -> None:
+    """Remove what killed installs left."""
+    for name in _names(bin_dir):
+        if _UNFINISHED.fullmatch(name):
+            runtimefolder.remove_tree(os.path.join(bin_dir, name))
 
 
 def remove_executable(bin_dir: str) -> tuple[list[str], list[str]]:
     """Remove what `place_executable` makes: (paths removed, paths kept as they are not ours)."""
     removed, kept = [], []
+    _clear_unfinished(bin_dir)
     for name in (IPAM_NAME, NAME):  # the link first: it may be a symbolic one
         path = os.path.join(bin_dir, name)
-        wholefiles.partial_name(path)
         if not os.path.lexists(path):
             continue
         if is_executable_of_ours(path):
@@ -102,6 +138,19 @@ def remove_executable(bin_dir: str) -> tuple[list[str], list[str]]:
         else:
             kept.append(path)
     return removed, kept
+
+
+def failure(e: OSError, path: str) -> CniError:
+    """The error for a system call that failed where files are installed."""
+    if isinstance(e, PermissionError):
+        return CniError(Code.PERMISSION_DENIED, f"{path}: {e.strerror}", "run it as root")
+    remedy = "--bin-dir and --conf-dir have to be folders that can be written"
+    if e.errno in (ENOSPC, EDQUOT):
+        remedy = (
+            "free some space on this file system, or choose another folder: the executable needs"
+            " 12 MB, beside an older one until it has replaced it"
+        )
+    return CniError(Code.IO_FAILURE, f"{path}: {e.strerror}", remedy)
 
 
 # --- the configuration ------------------------------------------------------------------------
@@ -169,9 +218,9 @@ def remove_runtimes(folder: str) -> tuple[list[str], list[str]]:
     """Remove the runtimes in this folder: (paths removed, paths kept as they are in use)."""
     if not _names(folder):
         return [], []
-    removed = runtimes.remove_stale(folder, "", unused_s=-(1 << 40))
-    runtimes.remove_leftovers(folder)
-    kept = [name for name in _names(folder) if runtimes.is_runtime(name)]
+    removed = runtimefolder.remove_stale(folder, "", unused_s=-(1 << 40))
+    runtimefolder.remove_leftovers(folder)
+    kept = [name for name in _names(folder) if runtimefolder.is_runtime(name)]
     if not kept:
         _removed(os.path.join(folder, "runtime.lock"))
     return [os.path.join(folder, n) for n in removed], [os.path.join(folder, n) for n in kept]

@@ -84,12 +84,7 @@ def _parse(request: Request) -> NetConf:
     fields = Fields(request.conf)
     _refuse_unsupported(fields)
     agentconf.parse(fields)
-    mode = fields.text("mode", MODES[0])
-    if mode not in MODES:
-        raise invalid("mode", mode, f"expected one of {', '.join(MODES)}")
-    nodes = fields.text("nodes")
-    if not nodes.isprintable():  # zeros, halves of characters: no file can be called that
-        raise invalid("nodes", nodes, "expected the absolute path of the node inventory")
+    mode, nodes = _mode(fields), _nodes(fields)
     kind = ipam_type(request.conf)
     ports = hostports.parse(fields)
     # A pod that is routed, by mode or to other nodes, is of no use without a way out.
@@ -123,6 +118,20 @@ def _parse(request: Request) -> NetConf:
     )
     _refuse_combinations(conf)
     return conf
+
+
+def _mode(fields: Fields) -> str:
+    mode = fields.text("mode", MODES[0])
+    if mode not in MODES:
+        raise invalid("mode", mode, f"expected one of {', '.join(MODES)}")
+    return mode
+
+
+def _nodes(fields: Fields) -> str:
+    nodes = fields.text("nodes")
+    if not nodes.isprintable():  # zeros, halves of characters: no file can be called that
+        raise invalid("nodes", nodes, "expected the absolute path of the node inventory")
+    return nodes
 
 
 def ipam_type(conf: Mapping[str, Any]) -> str:
@@ -227,12 +236,15 @@ def _prev_result(fields: Fields, version: str) -> Result | None:
 def is_chained(request: Request, previous: Result | None) -> bool:
     """Whether an earlier plugin of the chain, podwire perhaps, made the pod's link.
 
-    There are no addresses to hand out then, and `previous` holds the attachment's interface. When
-    it holds podwire's own host veth as well, it is the whole chain's result: of this very entry if
-    nobody gave the pod an address (layer 2 only), else of an earlier one.
+    There are no addresses to hand out then, and `previous` holds the attachment's interface; or
+    addresses alone, as some plugins leave the interfaces out. When it holds podwire's own host veth
+    as well, it is the whole chain's result: of this very entry if nobody gave the pod an address
+    (layer 2 only), else of an earlier one.
     """
     if previous is None or ipam_type(request.conf):
         return False
+    if previous.ips and not any(i.sandbox for i in previous.interfaces):
+        return True
     own = names.host_veth_name(request.network, request.attachment)
     made = any(i.name == request.attachment.ifname and i.sandbox for i in previous.interfaces)
     return made and (bool(previous.ips) or all(i.name != own for i in previous.interfaces))

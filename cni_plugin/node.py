@@ -40,6 +40,38 @@ class Resident(NamedTuple):
     fabric: Fabric
 
 
+class Handles:
+    """A process's own way to the node's kernel and to what its networks share, each opened when
+    first needed; one thread uses them. `resident`: for many calls."""
+
+    def __init__(self, memory: Memory | None = None, resident: bool = False) -> None:
+        self._memory = memory
+        self._resident = resident
+        self._host: Host | None = None
+        self._fabric: Fabric | None = None
+
+    def open_host(self) -> Host:
+        """For the node's own network namespace. Raises OSError."""
+        if self._host is None:
+            self._host = host(self._resident)
+        return self._host
+
+    @property
+    def fabric(self) -> Fabric:
+        if self._fabric is None:
+            self._fabric = Fabric(self.open_host().route_socket, self._memory)
+        return self._fabric
+
+    def close(self) -> None:
+        """Close what is open; it may be opened again."""
+        if self._fabric is not None:
+            self._fabric.close()
+            self._fabric = None
+        if self._host is not None:
+            self._host.close()
+            self._host = None
+
+
 class Node:
     """What a call works with: its environment, a netlink socket, the ways in and out.
 
@@ -60,27 +92,17 @@ class Node:
         self.interrupted = interrupted
         self._deliver = deliver
         self._resident = resident
-        self._host: Host | None = None
-        self._fabric: Fabric | None = None
-        self._memory = memory
+        self._own = Handles(memory)
 
     @property
     def host(self) -> Host:
-        """The way to the kernel of the node's own network namespace, opened when first needed."""
-        if self._resident is not None:
-            return self._resident.host
-        if self._host is None:
-            self._host = host()
-        return self._host
+        """The way to the kernel of the node's own network namespace."""
+        return self._own.open_host() if self._resident is None else self._resident.host
 
     @property
     def fabric(self) -> Fabric:
-        """What the node's networks share; opened when first needed."""
-        if self._resident is not None:
-            return self._resident.fabric
-        if self._fabric is None:
-            self._fabric = Fabric(self.route_socket, self._memory)
-        return self._fabric
+        """What the node's networks share."""
+        return self._own.fabric if self._resident is None else self._resident.fabric
 
     @property
     def route_socket(self) -> RouteSocket:
@@ -119,12 +141,7 @@ class Node:
         return opened(path)
 
     def close(self) -> None:
-        if self._fabric is not None:
-            self._fabric.close()
-            self._fabric = None
-        if self._host is not None:
-            self._host.close()
-            self._host = None
+        self._own.close()
 
 
 @contextmanager

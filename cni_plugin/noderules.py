@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from json import loads
 
-from cni_plugin.fabric import PORTS, Fabric, cluster_of
+from cni_plugin import names
+from cni_plugin.fabric import PORTS, Fabric, cluster_of, way_of
 from cni_plugin.fields import as_address, as_network
 from cni_plugin.hostports import DEFAULT_MARK_BIT
+from cni_plugin.kernel import messages, observe
 from cni_plugin.kernel.messages import Message
+from cni_plugin.kernel.netlink import KernelError, RouteSocket
 from cni_plugin.kernel.statefolder import StateFolder
-from cni_plugin.records import NetworkRecord
+from cni_plugin.records import NetworkRecord, chain_of, counts_against
 from cni_plugin.ruleset import NetworkRules, NodeRules, node_rules
 from cni_plugin.spec import CniError, IPAddress, IPNetwork
 from cni_plugin.typed import TYPE_CHECKING, NamedTuple
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from ipam.inventory import Node
 
 _DIRECT = "direct"  # the kind of state that holds what inventories said last
+_OUR_NAME = len("veth") + 11  # characters of a host veth's name; the reference's has 12
 
 
 def wanted(fabric: Fabric) -> NodeRules:
@@ -154,6 +158,65 @@ def _decoded(data: bytes | None) -> _Known:
         tuple(as_network(text, "direct") for text in document["direct"]),
         tuple(as_address(text, "nodes") for text in document["nodes"]),
     )
+
+
+# --- networks that are gone -------------------------------------------------------------------
+
+
+def without_pods(fabric: Fabric, record: NetworkRecord) -> Iterator[NetworkRecord]:
+    """The records that count against this one though their networks have no pod here.
+
+    A runtime that forgets a configuration never says so. One with peers stays unless this one has
+    the same: the node itself reaches their pods.
+    """
+    for other in fabric.records.all():
+        if not counts_against(other, record):
+            continue
+        if other.nodes and way_of(other) != way_of(record):
+            continue
+        if not _has_pods(fabric.route_socket, other):
+            yield other
+
+
+def drop_empty(fabric: Fabric, record: NetworkRecord) -> list[str]:
+    """Forget these records; what was done, in words. The rules are the caller's to keep.
+
+    An ADD marks its pod's link before it looks for its record: one that has found it is seen when
+    the links are looked at again, and any other writes it anew.
+    """
+    done = []
+    for other in without_pods(fabric, record):
+        fabric.records.forget(other.network)
+        if not _has_pods(fabric.route_socket, other):
+            done.append(f"forget network {other.network}, which has no pods here any more")
+        elif fabric.records.of(other.network) is None:
+            fabric.records.restore(other)
+    return done
+
+
+def _has_pods(route_socket: RouteSocket, record: NetworkRecord) -> bool:
+    """Whether the network may have pods here. Those of other plugins have no mark: on the record's
+    bridge they count, and where podwire is chained and knows of no bridge they can't be told."""
+    prefix = names.alias_prefix(chain_of(record))
+    try:
+        bridge = observe.link(route_socket, record.bridge) if record.bridge else None
+        dump = messages.dump_links(kind="veth")  # whole: a pod that is overlooked loses its rules
+        links = [observe.state(entry) for entry in route_socket.dump(dump)]
+    except KernelError:
+        return True
+    if any(link.alias.startswith(prefix) for link in links):
+        return True
+    if not record.bridge:
+        return record.network != chain_of(record)
+    return bridge is not None and any(
+        link.master == bridge.ifindex and not link.alias and not _is_being_made(link.name)
+        for link in links
+    )
+
+
+def _is_being_made(name: str) -> bool:
+    """Whether the name of a host veth without its mark is one of ours."""
+    return name.startswith("veth") and len(name) == _OUR_NAME
 
 
 class Refill:

@@ -1,9 +1,7 @@
-"""This node's paths to the pods of its peers: what they should be, what is there, and how one
-becomes the other.
+"""This node's paths to the pods of its peers: what they should be, and what is there.
 
 `survey` asks the kernel how the peers are reached and decides with `ipam.peers`; `State` is what
-the kernel holds, and `converge` turns one into the other: what is new comes first, then the routes
-move, then what is stale goes. A failure puts back what was there.
+the kernel holds. `convergence` turns one into the other.
 """
 
 from __future__ import annotations
@@ -14,11 +12,12 @@ from functools import partial
 from cni_plugin.crossnode import CrossNode
 from cni_plugin.fields import invalid
 from cni_plugin.kernel import device as links
-from cni_plugin.kernel import offload, overlay, underlay
+from cni_plugin.kernel import offload, overlay, overlayentries, underlay
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.observe import link
 from cni_plugin.kernel.offload import Offload
-from cni_plugin.kernel.overlay import NOTHING, Device, Entries
+from cni_plugin.kernel.overlay import Device
+from cni_plugin.kernel.overlayentries import NOTHING, Entries
 from cni_plugin.kernel.overlaymessages import Vxlan
 from cni_plugin.kernel.routetable import KernelRouteTable, Key, Owned, keys_of, owned
 from cni_plugin.kernel.underlay import Underlay, Ways
@@ -31,6 +30,7 @@ from ipam.peers import Peers
 
 OVERHEAD = {4: 50, 6: 70}  # IP, UDP and VXLAN headers and the inner Ethernet header, in bytes
 NONE_KEPT: Mapping[IPAddress, str] = {}
+_LISTED = 5  # routes that are named one by one
 
 
 class Survey(NamedTuple):
@@ -49,6 +49,16 @@ class Survey(NamedTuple):
     ways: Ways
     version: int = 0
     waiting: tuple[routes.NodeRoute, ...] = ()
+
+    @property
+    def cut_off(self) -> tuple[routes.NodeRoute, ...]:
+        """The routes through the overlay to nodes that the kernel has no way to now."""
+        lost = self.ways.lost()
+        gone = frozenset(mac for mac, node in self.peers.tunnels.items() if node in lost)
+        if not gone:
+            return ()
+        neighbours = self.peers.neighbours
+        return tuple(r for r in self.peers.routes if r.overlay and neighbours[r.via] in gone)
 
     @property
     def possible(self) -> tuple[routes.NodeRoute, ...]:
@@ -82,6 +92,19 @@ class Changes(NamedTuple):
     def __bool__(self) -> bool:
         return bool(self.routes or self.overlay)
 
+    def words(self) -> list[str]:
+        """What was changed, a line for each thing; of many routes how many."""
+        said = list(self.overlay)
+        for verb in ("remove", "replace", "add"):
+            routes = getattr(self.routes, verb)
+            if len(routes) > _LISTED:
+                said.append(f"{verb} {len(routes)} routes, that to {routes[0].dst} first")
+                continue
+            for route in routes:
+                node = f" (node {route.node})" if route.node else ""
+                said.append(f"{verb} route to {route.dst} via {route.via}{node}")
+        return said
+
 
 # --- what should be -----------------------------------------------------------------------------
 
@@ -111,7 +134,10 @@ def survey(inventory: Inventory, own: Node, cross: CrossNode, route_socket: Rout
     carrier = underlay.choose(route_socket, cross, tuple(mine), to_peers, ways)
     wanted = offload.detect(route_socket, cross.checksum_offload, carrier.name)
     device = _device(own, cross, carrier, wanted)
-    return Survey(decided, device, entries_of(decided), carrier, wanted, ways, version, waiting)
+    found = Survey(decided, device, entries_of(decided), carrier, wanted, ways, version, waiting)
+    if found.cut_off and not cross.mtu:
+        return found._replace(device=_no_wider(device, route_socket))
+    return found
 
 
 def reach(ways: Ways, address: IPAddress, kept: Mapping[IPAddress, str] = NONE_KEPT) -> str:
@@ -169,6 +195,15 @@ def _device(own: Node, cross: CrossNode, carrier: Underlay, wanted: Offload) -> 
     return Device(vxlan, frozenset(node_peers.carried(own)), wanted.on)
 
 
+def _no_wider(device: Device, route_socket: RouteSocket) -> Device:
+    """The device no wider than it is: while a path is lost nothing says that it got wider."""
+    present = link(route_socket, device.vxlan.name)
+    if present is None:
+        return device
+    mtu = min(device.vxlan.mtu or present.mtu, present.mtu)
+    return device._replace(vxlan=device.vxlan._replace(mtu=mtu))
+
+
 def entries_of(peers: Peers) -> Entries:
     """The overlay's entries as the wire has them."""
     macs = {mac: bytes.fromhex(mac.replace(":", "")) for mac in peers.tunnels}
@@ -196,7 +231,7 @@ def observe(found: Survey, cross: CrossNode, mac: str, route_socket: RouteSocket
     if found.device is not None:
         device = overlay.look(route_socket, name, mac)
     strays = overlay.strays(route_socket, name if found.device is not None else "")
-    entries = overlay.entries(route_socket, device.ifindex) if device else NOTHING
+    entries = overlayentries.present_on(route_socket, device.ifindex) if device else NOTHING
     index = device.ifindex if device else 0
     if found.device is None and strays:  # one that is to go: routes may lead through it
         index = links.index(route_socket, strays[0])
@@ -219,15 +254,19 @@ def in_line(found: Survey, state: State) -> bool:
 
 
 def refuse_waiting(found: Survey) -> None:
-    """Raises CniError 104 while the kernel has no way to a peer that needs a plain route."""
-    if not found.waiting:
+    """Raises CniError 104 while the kernel has no way to a peer: one that needs a plain route, or
+    one in the overlay, whose path's MTU can't be told."""
+    routes = found.waiting or found.cut_off
+    if not routes:
         return
-    route, others = found.waiting[0], len({route.node for route in found.waiting}) - 1
+    route, others = routes[0], len({route.node for route in routes}) - 1
+    peers = found.peers
+    address = peers.tunnels[peers.neighbours[route.via]] if route.overlay else route.via
     more = f" nor to {others} other node{'' if others == 1 else 's'}" if others else ""
+    lacking = "its pods can't be reached" if route.overlay else "there is no route to its pods"
     raise CniError(
         Code.KERNEL_REFUSED,
-        f"this node has no way to {route.via} of node {route.node}{more} now, so there is no route"
-        " to its pods",
+        f"this node has no way to {address} of node {route.node}{more} now, so {lacking}",
         "bring up the link, or give back the address or the route, that leads there",
     )
 
@@ -250,94 +289,3 @@ def refuse_unfit(found: Survey, route_socket: RouteSocket) -> None:
             f" bytes, and the overlay adds {overhead}",
             "leave vxlan.mtu out, and it follows the underlay",
         )
-
-
-# --- from one to the other ----------------------------------------------------------------------
-
-
-def converge(found: Survey, state: State, route_socket: RouteSocket) -> Changes:
-    """Make everything as it should be, or leave it as it was and raise CniError.
-
-    Routes that wait for a way are left out.
-    """
-    refuse_unfit(found, route_socket)
-    possible = found.possible
-    changes = routes.difference(possible, state.routes)
-    KernelRouteTable(route_socket).refuse_obstructed([*changes.add, *changes.replace])
-    try:
-        return _converge(found.device, found.entries, possible, state, route_socket)
-    except CniError as failure:
-        try:
-            _put_back(found, state, route_socket)
-        except CniError as e:
-            failure.details = f"{failure.details}; undoing failed: {e.msg}".lstrip("; ")
-        raise
-
-
-def _converge(
-    device: Device | None,
-    entries: Entries,
-    wanted: tuple[routes.NodeRoute, ...],
-    state: State,
-    route_socket: RouteSocket,
-) -> Changes:
-    words: list[str] = []
-    index = 0
-    present, before = state.entries, state.routes
-    if device is not None:
-        index, done = _make_device(device, state.device, route_socket)
-        words += done
-        if state.device is not None and index != state.device.ifindex:
-            present = NOTHING  # they went with the device that was replaced
-            before = KernelRouteTable(route_socket, index).owned()
-        elif state.device is not None and state.device.vxlan.mac != device.vxlan.mac:
-            present = present._replace(neighbours={})  # the kernel forgets them with the address
-        if added := overlay.add_entries(route_socket, index, entries, present):
-            words.append(f"set {added} neighbours and forwarding entries of {device.vxlan.name}")
-    changes = routes.difference(wanted, before)
-    if changes:
-        KernelRouteTable(route_socket, index).work(changes, before)
-    if device is not None and (
-        removed := overlay.remove_entries(route_socket, index, entries, present)
-    ):
-        words.append(f"removed {removed} neighbours and forwarding entries of {device.vxlan.name}")
-    for name in state.strays:
-        overlay.remove(route_socket, name)
-        words.append(f"removed the overlay's device {name}")
-    return Changes(changes, tuple(words))
-
-
-def _make_device(
-    wanted: Device, present: Device | None, route_socket: RouteSocket
-) -> tuple[int, list[str]]:
-    """The device as it should be: its interface index, and what was done."""
-    name = wanted.vxlan.name
-    if present is not None and overlay.fits(wanted, present):
-        if overlay.same(wanted, present):
-            return present.ifindex, []
-        overlay.adjust(route_socket, wanted, present)
-        return present.ifindex, [f"set the overlay's device {name} right"]
-    if present is not None:
-        overlay.remove(route_socket, name)
-    index = overlay.make(route_socket, wanted)
-    verb = "made" if present is None else "replaced"
-    return index, [f"{verb} the overlay's device {name}"]
-
-
-def _put_back(found: Survey, state: State, route_socket: RouteSocket) -> None:
-    """After a failure: the device, its entries and the routes as they were."""
-    index = 0
-    if found.device is not None:
-        name, mac = found.device.vxlan.name, found.device.vxlan.mac
-        now = overlay.look(route_socket, name, mac)
-        if state.device is None:
-            if now is not None:
-                overlay.remove(route_socket, name)
-        else:
-            index, _ = _make_device(state.device, now, route_socket)
-            there = overlay.entries(route_socket, index)
-            overlay.add_entries(route_socket, index, state.entries, there)
-            overlay.remove_entries(route_socket, index, state.entries, there)
-    elif state.strays:  # the device that was to go
-        index = links.index(route_socket, state.strays[0])
-    KernelRouteTable(route_socket, index).restore(state.routes)

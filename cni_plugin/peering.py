@@ -2,8 +2,8 @@
 
 One more peer, a changed one or one less then takes messages about that peer alone, and no dump.
 `resync` compares with the kernel in full, for what others did meanwhile, for a changed network and
-after a failure. Whatever the memory can't tell for sure is a resync as well: another underlay, a
-first peer behind a router, this node's own entry.
+after a failure. Whatever the memory can't tell for sure is a resync as well: another underlay or
+another family that carries the overlay, a first peer behind a router, this node's own entry.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import errno as errnos
 from functools import partial
 
 from cni_plugin import cluster as clusters
-from cni_plugin import destinations, paths
+from cni_plugin import convergence, destinations, paths
 from cni_plugin.cluster import Cluster
-from cni_plugin.kernel import overlay, underlay
+from cni_plugin.kernel import overlay, overlayentries, underlay
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.nodelock import node_lock
 from cni_plugin.kernel.routetable import KernelRouteTable
@@ -71,7 +71,7 @@ class Peering:
         if not paths.in_line(found, state):
             with node_lock(exclusive=True):
                 state = clusters.observed(cluster, found, self._socket)
-                changes = paths.converge(found, state, self._socket)
+                changes = convergence.converge(found, state, self._socket)
         index = 0
         if found.device is not None:
             name, mac = found.device.vxlan.name, found.device.vxlan.mac
@@ -101,7 +101,7 @@ class Peering:
         if made is None or (made.cluster.own, made.cluster.cross) != (cluster.own, cluster.cross):
             return self.resync(cluster)
         gone, changed = self._differing(cluster)
-        if len(gone) + len(changed) > _FEW:
+        if len(gone) + len(changed) > _FEW or _moves_the_overlay(made, cluster.inventory):
             return self.resync(cluster)
         self._made = made._replace(cluster=cluster)
         changes = self._change(gone, changed)
@@ -123,13 +123,17 @@ class Peering:
 
         The whole inventory is not looked at: that no two nodes overlap is the caller's matter.
         """
-        self._known = None
-        return self._change([], [] if self._nodes.get(node.name) == node else [node])
+        return self._single([], [] if self._nodes.get(node.name) == node else [node])
 
     def drop(self, name: str) -> Changes:
         """A peer that is no more."""
-        self._known = None
-        return self._change([name] if name in self._nodes else [], [])
+        return self._single([name] if name in self._nodes else [], [])
+
+    def _single(self, gone: list[str], changed: list[Node]) -> Changes:
+        self._known, made = None, self._made
+        if made is not None and _moves_the_overlay(made, self._after(made, gone, changed)):
+            return self._start_again(made, gone, changed)
+        return self._change(gone, changed)
 
     # --- the memory -----------------------------------------------------------------------------
 
@@ -204,10 +208,12 @@ class Peering:
 
     def _start_again(self, made: _Made, gone: list[str], changed: list[Node]) -> Changes:
         """A resync with these changes to the peers that are remembered."""
+        return self.resync(made.cluster._replace(inventory=self._after(made, gone, changed)))
+
+    def _after(self, made: _Made, gone: list[str], changed: list[Node]) -> Inventory:
         nodes = {name: node for name, node in self._nodes.items() if name not in gone}
         nodes.update((node.name, node) for node in changed)
-        known = Inventory(made.cluster.inventory.source, (made.cluster.own, *nodes.values()))
-        return self.resync(made.cluster._replace(inventory=known))
+        return Inventory(made.cluster.inventory.source, (made.cluster.own, *nodes.values()))
 
     def _decide(self, made: _Made, node: Node) -> Peers | None:
         """What this node needs for one peer; None when the rest has to be looked at, too."""
@@ -223,6 +229,8 @@ class Peering:
         if survey.carrier is None:
             return None
         ways = survey.ways.each(decided.tunnels.values())
+        if len(ways) < len(decided.tunnels):
+            return None  # no way to it now: it keeps what it has, which is not known here
         width = underlay.path_mtu(self._socket, ways)
         other = any(way.link != survey.carrier.link for way in ways if survey.carrier.link)
         return None if other or 0 < width < survey.carrier.mtu else decided
@@ -237,19 +245,29 @@ class Peering:
         added = removed = 0
         try:
             if made.device:
-                added = overlay.add_entries(self._socket, made.device, there, here)
+                added = overlayentries.add(self._socket, made.device, there, here)
             table.work(changes, old.routes)
             if made.device:
-                removed = overlay.remove_entries(self._socket, made.device, there, here)
+                removed = overlayentries.remove(self._socket, made.device, there, here)
         except CniError:
             table.undo(changes, old.routes)
             if made.device:
-                overlay.remove_entries(self._socket, made.device, here, there)
-                overlay.add_entries(self._socket, made.device, here, there)
+                overlayentries.remove(self._socket, made.device, here, there)
+                overlayentries.add(self._socket, made.device, here, there)
             raise
         words = [f"set {added} entries of the overlay"] if added else []
         words += [f"removed {removed} entries of the overlay"] if removed else []
         return Changes(changes, tuple(words))
+
+
+def _moves_the_overlay(made: _Made, known: Inventory) -> bool:
+    """Whether another IP version than before has to carry the overlay among these nodes, or none
+    can: that concerns every peer."""
+    version = made.survey.version
+    try:
+        return version != 0 and version != node_peers.underlay_version(known, made.cluster.cross)
+    except CniError:
+        return True  # a look at all of it says the same
 
 
 def _is_fit(found: Survey, route_socket: RouteSocket) -> bool:

@@ -20,6 +20,7 @@ from cni_plugin.crossnode import CrossNode
 from cni_plugin.fields import Fields, as_network, shown
 from cni_plugin.hostports import DEFAULT_MARK_BIT
 from cni_plugin.kernel.statefolder import StateFolder
+from cni_plugin.ruleset import ISOLATED, OPEN
 from cni_plugin.spec import CniError, Code, IPNetwork
 from cni_plugin.typed import Any, NamedTuple
 
@@ -137,6 +138,34 @@ def _within(subnet: IPNetwork, known: tuple[IPNetwork, ...]) -> bool:
         and subnet.network_address in other
         for other in known
     )
+
+
+def chain_of(record: NetworkRecord) -> str:
+    """The network's name in its configuration: what podwire does behind another plugin of the
+    chain has a record of its own, with a plus sign in its name."""
+    return record.network.partition("+")[0]
+
+
+def counts_against(other: NetworkRecord, record: NetworkRecord) -> bool:
+    """Whether the other network changes what the rules do for the pods of this one: where they
+    share a bridge or addresses, the stricter policy holds, and what either lets through."""
+    if chain_of(other) == chain_of(record):
+        return False
+    shared_bridge = other.bridge != "" and other.bridge == record.bridge
+    if shared_bridge and _strictness(other) > _strictness(record):
+        return True
+    more = (
+        other.masquerade > record.masquerade
+        or other.accept_forwarding > record.accept_forwarding
+        or (record.masquerade and not set(other.direct).issubset(record.direct))
+    )
+    return more and any(
+        a.version == b.version and a.overlaps(b) for a in record.subnets for b in other.subnets
+    )
+
+
+def _strictness(record: NetworkRecord) -> int:
+    return (record.ingress_policy != OPEN) + (record.ingress_policy == ISOLATED)
 
 
 class _Known(NamedTuple):

@@ -168,17 +168,17 @@ def _readdress(
     if link is None or link.alias not in (bridge.ALIAS_MADE, bridge.ALIAS_ADOPTED):
         return []
     present = observe.addresses(route_socket, link.ifindex)
-    if not any(_gateway(subnet) in present for subnet in former):
+    if not any(gateway_of(subnet) in present for subnet in former):
         return []
     done = []
-    for gateway in map(_gateway, subnets):
+    for gateway in map(gateway_of, subnets):
         if gateway not in present:
             if gateway.version == 6:
                 enable_ipv6(link.name)
             add = messages.add_address(gateway, link.ifindex, link.name, dad=False)
             route_socket.batch([add], ignore=(EEXIST,))
             done.append(f"gave {name} the address {gateway}")
-    for gateway in map(_gateway, over):
+    for gateway in map(gateway_of, over):
         if gateway in present and link.alias == bridge.ALIAS_MADE:
             delete = messages.delete_address(gateway, link.ifindex, link.name)
             route_socket.batch([delete], ignore=(EADDRNOTAVAIL,))
@@ -186,6 +186,6 @@ def _readdress(
     return done
 
 
-def _gateway(subnet: IPNetwork) -> IPInterface:
+def gateway_of(subnet: IPNetwork) -> IPInterface:
     """What an ADD puts on the bridge for a subnet without a gateway of its own."""
     return ip_interface(f"{ranges.first(subnet)}/{subnet.prefixlen}")

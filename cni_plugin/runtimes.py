@@ -1,28 +1,23 @@
-"""The CPython runtimes that executables have unpacked into a folder of this node.
+"""Unpacking the executable's CPython runtime into a folder of this node: see `runtimefolder`.
 
-One source for MicroPython, where it is frozen into the executable, and for CPython, where the
-tool removes runtimes: it keeps to what both have.
-
-    runtime.lock         held exclusively by whoever makes or removes runtimes in this folder
-    runtime-HASH/lock    held shared by every process of that runtime; its time is the last use
-    runtime-HASH.new     being unpacked; while nobody holds runtime.lock, left by a killed process
-    runtime-HASH.old     being removed; likewise
-
-A runtime gets its name when it is whole, and loses it before it is taken apart. HASH is that of
+A runtime gets its name when it is whole, and loses it before it is taken apart. Its hash is that of
 its archive, so versions lie side by side.
+
+One source for MicroPython, where it is frozen into the executable, and for CPython, where it is
+tested: it keeps to what both have.
 """
 
 import sys
 
 if sys.implementation.name != "micropython":
-    from cni_plugin import sysio
+    from cni_plugin import runtimefolder, sysio
 else:
+    import runtimefolder  # type: ignore[import-not-found, no-redef]
     import sysio  # type: ignore[import-not-found, no-redef]
 
-UNUSED_S = 600  # a runtime nobody has used for so long is stale
 PATIENCE_MS = 60_000  # for another process that unpacks
 
-_O_RDONLY, _O_WRONLY, _O_RDWR = 0, 1, 2
+_O_RDONLY, _O_WRONLY = 0, 1
 _O_CREAT, _O_EXCL, _O_NOFOLLOW = 0o100, 0o200, 0o400000
 _IFMT, _IFDIR = 0o170000, 0o040000
 _ENOENT, _EEXIST = 2, 17
@@ -36,10 +31,6 @@ class UnusableError(Exception):
 
 class ForeignError(Exception):
     """The folder is not ours alone: what it is, as text."""
-
-
-class BusyError(Exception):
-    """Another process has held the lock of this path for longer than it takes."""
 
 
 def folders(uid: int, session: str) -> list[str]:
@@ -59,15 +50,11 @@ def name_of(digest: bytes) -> str:
     return "runtime-" + "".join([f"{byte:02x}" for byte in digest])[:_DIGITS]
 
 
-def is_runtime(name: str) -> bool:
-    return name.startswith("runtime-") and "." not in name
-
-
 def prepare(folder: str, archive) -> int:  # type: ignore[no-untyped-def]
     """Unpack the runtime of `archive` (a launcher.archive.Archive), if it is not in the folder.
 
     The descriptor of its lock, held shared: while it is open nobody removes the runtime. Raises
-    UnusableError, ForeignError, BusyError, OSError, and what the archive raises.
+    UnusableError, ForeignError, runtimefolder.BusyError, OSError, and what the archive raises.
     """
     _refuse_noexec(folder)
     uid = sysio.geteuid()
@@ -77,7 +64,7 @@ def prepare(folder: str, archive) -> int:  # type: ignore[no-untyped-def]
     if held < 0:
         held = _unpack_once(folder, archive, uid)
     try:  # noqa: SIM105 - MicroPython has no contextlib
-        remove_stale(folder, name)
+        runtimefolder.remove_stale(folder, name)
     except OSError:
         pass  # ours is ready, which is what we came for; the next process tries again
     return held
@@ -110,7 +97,7 @@ def _own(folder: str, uid: int) -> None:
 def _hold(runtime: str, files: list[tuple[int, int, str]], uid: int) -> int:
     """The lock of an unpacked runtime, held shared; -1 when there is none, or not whole."""
     try:
-        fd = _open_lock(runtime + "/lock", _O_RDONLY)
+        fd = runtimefolder.open_lock(runtime + "/lock", _O_RDONLY)
     except OSError as e:
         if e.errno != _ENOENT:
             raise
@@ -129,20 +116,6 @@ def _hold(runtime: str, files: list[tuple[int, int, str]], uid: int) -> int:
         if not usable:
             sysio.close(fd)
     return fd if usable else -1
-
-
-def _open_lock(path: str, flags: int) -> int:
-    """Open a lock file under a number that is not stdin's, stdout's or stderr's."""
-    low = []
-    try:
-        fd = sysio.open_file(path, flags | _O_NOFOLLOW, 0o600)
-        while fd < 3:
-            low.append(fd)
-            fd = sysio.open_file(path, flags | _O_NOFOLLOW, 0o600)
-    finally:
-        for number in low:
-            sysio.close(number)
-    return fd
 
 
 def _is_current(fd: int, path: str) -> bool:
@@ -174,19 +147,19 @@ def _touch(path: str) -> None:
 
 def _unpack_once(folder: str, archive, uid: int) -> int:  # type: ignore[no-untyped-def]
     """Unpack unless another process just did; as `_hold`."""
-    lock = lock_folder(folder, PATIENCE_MS)
+    lock = runtimefolder.lock_folder(folder, PATIENCE_MS)
     try:
         runtime = folder + "/" + name_of(archive.digest)
         held = _hold(runtime, archive.files, uid)
         if held >= 0:
             return held
-        _remove_leftovers(folder)
+        runtimefolder.clear_leftovers(folder)
         try:
             _unpack(archive, runtime + ".new")
-            _discard(runtime)  # one that is not whole
+            runtimefolder.discard(runtime)  # one that is not whole
             sysio.rename(runtime + ".new", runtime)
         except BaseException:
-            _remove_tree(runtime + ".new")
+            runtimefolder.remove_tree(runtime + ".new")
             raise
         held = _hold(runtime, archive.files, uid)
         if held < 0:
@@ -194,20 +167,6 @@ def _unpack_once(folder: str, archive, uid: int) -> int:  # type: ignore[no-unty
         return held
     finally:
         sysio.close(lock)
-
-
-def lock_folder(folder: str, timeout_ms: int) -> int:
-    """The descriptor of the folder's lock, held exclusively. Raises BusyError, OSError."""
-    path = folder + "/runtime.lock"
-    lock = _open_lock(path, _O_RDWR | _O_CREAT)
-    try:
-        if sysio.lock(lock, True, timeout_ms):
-            return lock
-    except BaseException:
-        sysio.close(lock)
-        raise
-    sysio.close(lock)
-    raise BusyError(path)
 
 
 def _unpack(archive, folder: str) -> None:  # type: ignore[no-untyped-def]
@@ -239,96 +198,3 @@ def _unpack(archive, folder: str) -> None:  # type: ignore[no-untyped-def]
 
 def _create(path: str) -> int:
     return sysio.open_file(path, _O_WRONLY | _O_CREAT | _O_EXCL | _O_NOFOLLOW, 0o600)
-
-
-def remove_stale(folder: str, current: str, unused_s: int = UNUSED_S) -> list[str]:
-    """Remove the runtimes but `current` that nobody runs, nor has run for a while, and what killed
-    processes left; the names of those that are removed. Raises OSError."""
-    if not any(_is_stale(folder, name, current, unused_s) for name in sysio.listdir(folder)):
-        return []
-    try:
-        lock = lock_folder(folder, 0)
-    except BusyError:
-        return []  # another process is at it
-    try:
-        _remove_leftovers(folder)
-        return [
-            name
-            for name in sysio.listdir(folder)
-            if _is_stale(folder, name, current, unused_s) and _remove_unused(folder + "/" + name)
-        ]
-    finally:
-        sysio.close(lock)
-
-
-def remove_leftovers(folder: str) -> None:
-    """Remove what killed processes left half made or half removed. Raises OSError."""
-    try:
-        lock = lock_folder(folder, 0)
-    except BusyError:
-        return  # another process is at it
-    try:
-        _remove_leftovers(folder)
-    finally:
-        sysio.close(lock)
-
-
-def _is_stale(folder: str, name: str, current: str, unused_s: int) -> bool:
-    if not is_runtime(name) or name == current:
-        return False
-    try:
-        used = sysio.mtime(folder + "/" + name + "/lock")
-    except OSError:
-        return True  # without a lock nobody can use it
-    return used + unused_s < sysio.clock()
-
-
-def _remove_unused(runtime: str) -> bool:
-    """Remove a runtime unless a process holds its lock; whether it is gone."""
-    try:
-        fd = _open_lock(runtime + "/lock", _O_RDONLY)
-    except OSError as e:
-        if e.errno != _ENOENT:
-            raise
-        _discard(runtime)
-        return True
-    try:
-        if not sysio.lock(fd, True, 0):
-            return False
-        _discard(runtime)
-    finally:
-        sysio.close(fd)
-    return True
-
-
-def _remove_leftovers(folder: str) -> None:
-    """What killed processes left half made or half removed; the folder's lock is held."""
-    for name in sysio.listdir(folder):
-        if name.startswith("runtime-") and (name.endswith(".new") or name.endswith(".old")):  # noqa: PIE810
-            _remove_tree(folder + "/" + name)
-
-
-def _discard(runtime: str) -> None:
-    """Take the name away first, so that nobody finds it half removed."""
-    try:
-        sysio.rename(runtime, runtime + ".old")
-    except OSError as e:
-        if e.errno != _ENOENT:
-            raise
-        return
-    _remove_tree(runtime + ".old")
-
-
-def _remove_tree(path: str) -> None:
-    try:
-        mode = sysio.owner_mode(path)[1]
-    except OSError as e:
-        if e.errno != _ENOENT:
-            raise
-        return
-    if mode & _IFMT != _IFDIR:
-        sysio.unlink(path)
-        return
-    for name in sysio.listdir(path):
-        _remove_tree(path + "/" + name)
-    sysio.rmdir(path)

@@ -64,10 +64,12 @@ class Shaping(NamedTuple):
 
 def parse(fields: Fields) -> Bandwidth:
     """The limits of a configuration: runtimeConfig.bandwidth, or bandwidth, or the reference
-    plugin's keys at the top; the first of them that is there counts alone.
+    plugin's keys at the top; the first of them that is there counts alone. Keys may be in any
+    mixture of cases, as Go reads them: one that is not found would be no limit at all.
 
     Raises CniError 7 for values that can't be, 2 for a limit on some subnets only.
     """
+    fields = Fields(fields.obj, fields.path, any_case=True)
     sections = [
         parent.child("bandwidth")
         for parent in (fields.child("runtimeConfig"), fields)

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from json import dumps, loads
+from json import dumps
 
-from cni_plugin.fields import Fields, as_text, invalid, shown
+from cni_plugin.fields import Fields, as_text, decode, invalid, shown
 from cni_plugin.spec import (
     CURRENT_VERSION,
     SUPPORTED_VERSIONS,
@@ -25,7 +25,7 @@ from cni_plugin.spec import (
     Code,
     Request,
 )
-from cni_plugin.typed import Any, NoReturn
+from cni_plugin.typed import Any
 
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
 
@@ -68,20 +68,7 @@ def parse_request(environ: Mapping[str, str], stdin: bytes) -> Request:
     Raises CniError: 1 for a version or a command the version does not have, 4 for the
     environment, 6 for stdin that is no JSON object, 7 for the network's name.
     """
-    command = environ.get("CNI_COMMAND", "")
-    if command not in _REQUIRED:
-        raise CniError(
-            Code.INVALID_ENVIRONMENT,
-            f"CNI_COMMAND: unknown command {shown(command)}",
-            f"one of {', '.join(_REQUIRED)}",
-        )
-    missing = [name for name in _REQUIRED[command] if not environ.get(name)]
-    if missing:
-        raise CniError(
-            Code.INVALID_ENVIRONMENT,
-            f"required environment variables missing: {', '.join(missing)}",
-            f"{command} needs them; see the CNI specification, section 2",
-        )
+    command = _command(environ)
     attachment = _attachment(environ) if "CNI_IFNAME" in _REQUIRED[command] else Attachment("", "")
     conf = decode_config(stdin)
     version = config_version(conf)
@@ -106,6 +93,25 @@ def parse_request(environ: Mapping[str, str], stdin: bytes) -> Request:
     )
 
 
+def _command(environ: Mapping[str, str]) -> str:
+    """The command, with all the variables that it requires."""
+    command = environ.get("CNI_COMMAND", "")
+    if command not in _REQUIRED:
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_COMMAND: unknown command {shown(command)}",
+            f"one of {', '.join(_REQUIRED)}",
+        )
+    missing = [name for name in _REQUIRED[command] if not environ.get(name)]
+    if missing:
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"required environment variables missing: {', '.join(missing)}",
+            f"{command} needs them; see the CNI specification, section 2",
+        )
+    return command
+
+
 def decode_config(stdin: bytes) -> Mapping[str, Any]:
     """stdin as a JSON object; error 6 for anything else, NaN and endless nesting included."""
     if len(stdin) > MAX_CONFIG_BYTES:
@@ -113,12 +119,11 @@ def decode_config(stdin: bytes) -> Mapping[str, Any]:
             Code.DECODE_FAILURE, f"network configuration is larger than {MAX_CONFIG_BYTES} bytes"
         )
     try:
-        conf = loads(stdin.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        conf = decode(stdin)
+    except ValueError as e:
         raise CniError(
             Code.DECODE_FAILURE,
-            f"network configuration on stdin is not valid JSON: {reason}",
+            f"network configuration on stdin is not valid JSON: {e}",
             "stdin must hold one JSON object; the runtime writes it from the conflist",
         ) from e
     if not isinstance(conf, dict):
@@ -127,10 +132,6 @@ def decode_config(stdin: bytes) -> Mapping[str, Any]:
             f"network configuration on stdin must be a JSON object, got {shown(conf)}",
         )
     return conf
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _refuse_conflist(conf: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from cni_plugin import skel
+from cni_plugin import confdir, skel
 from cni_plugin.fields import Fields
 from cni_plugin.leases import IN_PROCESS
 from cni_plugin.spec import CURRENT_VERSION, SUPPORTED_VERSIONS, CniError, Code, Request
@@ -25,7 +25,6 @@ from ipam.config import Place
 CONF_DIR = "/etc/cni/net.d"
 BIN_DIR = "/opt/cni/bin"
 PLUGIN = "podwire"
-_SUFFIXES = (".conf", ".conflist", ".json")
 
 FILE = click.Path(readable=False)  # that it can't be read is said with code and remedy
 FOLDER = click.Path(readable=False, file_okay=False)
@@ -117,7 +116,7 @@ class Choice(NamedTuple):
 def choose(folder: str) -> Choice:
     """What a runtime would use of `folder`. Raises CniError 5 when the folder can't be read."""
     try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(_SUFFIXES))
+        names = confdir.names(folder)
     except OSError as e:
         raise CniError(
             Code.IO_FAILURE,
@@ -127,6 +126,9 @@ def choose(folder: str) -> Choice:
     broken: list[tuple[str, str]] = []
     for index, name in enumerate(names):
         path = os.path.join(folder, name)
+        if problem := confdir.examined(path).problem:
+            broken.append((path, problem))
+            continue
         try:
             return Choice(load(path), tuple(broken), tuple(names[index + 1 :]))
         except CniError as e:

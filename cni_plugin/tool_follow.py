@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial, reduce
@@ -17,9 +16,9 @@ import click
 from click.core import ParameterSource
 
 from cni_plugin import apiserver
-from cni_plugin.fields import as_address
+from cni_plugin.fields import as_address, invalid
 from cni_plugin.sources import INVENTORY, LEASE, SourceError
-from cni_plugin.spec import CniError, Code, IPAddress, IPNetwork
+from cni_plugin.spec import CniError, Code, IPNetwork
 
 if TYPE_CHECKING:
     from cni_plugin.agent.clusterstate import About
@@ -126,6 +125,10 @@ def following(logger: Logger, given: dict[str, Any]) -> Callable[[Memory], Coord
 
     Raises CniError and click.UsageError.
     """
+    asked = click.get_current_context().get_parameter_source("etcd")
+    if not given["etcd"] and asked == ParameterSource.COMMANDLINE:
+        wanted = "expected URLs such as http://192.168.1.10:2379, with commas between"
+        raise invalid("--etcd", given["etcd"], wanted)
     if given["kubernetes"] and given["etcd"]:
         raise click.UsageError("--kubernetes and --etcd exclude each other")
     _refuse_useless(given)
@@ -233,12 +236,18 @@ def _kubernetes(name: str, server: str, given: dict[str, Any], logger: Logger) -
 
 def _etcd(name: str, given: dict[str, Any], logger: Logger) -> EtcdSource:
     from cni_plugin.sources.etcd import EtcdSource
+    from cni_plugin.sources.etcd_addresses import of_default_routes
     from cni_plugin.sources.etcd_options import DEFAULT_TTL, EtcdOptions
 
+    given_addresses = [as_address(each, "--node-address") for each in given["addresses"]]
+    addresses = given_addresses or of_default_routes()
+    if not addresses:
+        remedy = "give it by --node-address"
+        raise CniError(Code.INVALID_CONFIG, "no default route tells this node's address", remedy)
     options = EtcdOptions.checked(
         given["etcd"],
         name,
-        [as_address(each, "--node-address") for each in given["addresses"]] or _own_addresses(),
+        addresses,
         prefix=given["etcd_prefix"],
         pool=given["etcd_pool"],
         subnet_length=given["etcd_subnet_length"],
@@ -251,7 +260,7 @@ def _etcd(name: str, given: dict[str, Any], logger: Logger) -> EtcdSource:
         password_file=given["etcd_password_file"],
         state_file=os.path.join(os.path.dirname(os.path.abspath(given["inventory"])), _LEASE),
     )
-    return EtcdSource(options, logger)
+    return EtcdSource(options, logger, None if given_addresses else of_default_routes)
 
 
 def _conf_keys(source: EtcdSource) -> Mapping[str, Any]:
@@ -279,19 +288,3 @@ def _with_keys(shared: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, 
         for plugin, is_ours in zip(plugins, ours, strict=True)
     ]
     return {**shared, "plugins": merged}
-
-
-def _own_addresses() -> list[IPAddress | str]:
-    """The addresses that this machine goes out with, one of each family that has a way out.
-
-    Nothing is sent. Raises CniError 7 when there is none.
-    """
-    found: list[IPAddress | str] = []
-    for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
-        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((far, 9))
-            found.append(probe.getsockname()[0])
-    if not found:
-        remedy = "give it by --node-address"
-        raise CniError(Code.INVALID_CONFIG, "no default route tells this node's address", remedy)
-    return found

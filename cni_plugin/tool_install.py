@@ -77,40 +77,57 @@ def install(
     Each file appears at once and whole, in place of an older version as well. Again, it changes
     nothing. The runtime is unpacked when this is run.
     """
-    if (subnets or nodes) and not conf_dir:
-        raise click.UsageError("--subnet and --nodes are for the file that --conf-dir asks for")
-    if subnets and nodes:
-        raise click.UsageError("--subnet and --nodes exclude each other")
+    _refuse_mixed(conf_dir, subnets, nodes)
     if conf_dir and not subnets and os.path.exists(_INVENTORY):
         nodes = nodes or _INVENTORY
     if nodes:
         inventory.load(nodes)  # better said now than by the first pod
     text = installation.conflist(_checked(subnets), os.path.abspath(nodes) if nodes else "")
     source = _single_file()
-    with _clear_refusal():
-        writes = bool(conf_dir and (subnets or nodes))
-        if conf_dir and writes:
-            installation.refuse_edited(os.path.join(conf_dir, installation.CONFLIST))
-        for folder in (bin_dir, conf_dir or ""):
-            if folder and madefolders.make(folder):
-                click.echo(f"{folder}: made")
-        changed = installation.place_executable(source, bin_dir)
-        for name in (installation.NAME, installation.IPAM_NAME):
-            path = os.path.join(bin_dir, name)
-            click.echo(f"{path}: {'installed' if path in changed else 'as it was'}")
-        if conf_dir and not writes:
-            click.echo(
-                f"{os.path.join(conf_dir, installation.CONFLIST)}: not written: say which pods this"
-                f" node has, by --subnet, --nodes or {_INVENTORY}",
-                err=True,
-            )
-        elif conf_dir:
-            written = installation.place_conflist(conf_dir, text)
-            path = os.path.join(conf_dir, installation.CONFLIST)
-            click.echo(f"{path}: {'written' if written else 'as it was'}")
-    if kubeconfigs:
-        _note_api_server(kubeconfigs)
+    writes = bool(conf_dir and (subnets or nodes))
+    if conf_dir and writes:
+        installation.refuse_edited(os.path.join(conf_dir, installation.CONFLIST))
+    with _clear_refusal(), madefolders.alone(_given(bin_dir, conf_dir), make=True) as made:
+        for folder in made:
+            click.echo(f"{folder}: made")
+        _place_executable(source, bin_dir)
+        if conf_dir:
+            _place_conflist(conf_dir, text if writes else "")
+        if kubeconfigs:
+            _note_api_server(kubeconfigs)
     click.echo(f"{os.path.dirname(sys.executable)}: the runtime, unpacked")
+
+
+def _refuse_mixed(conf_dir: str | None, subnets: Sequence[str], nodes: str) -> None:
+    if (subnets or nodes) and not conf_dir:
+        raise click.UsageError("--subnet and --nodes are for the file that --conf-dir asks for")
+    if subnets and nodes:
+        raise click.UsageError("--subnet and --nodes exclude each other")
+
+
+def _given(*folders: str | None) -> list[str]:
+    return [folder for folder in folders if folder]
+
+
+def _place_executable(source: str, bin_dir: str) -> None:
+    changed = installation.place_executable(source, bin_dir)
+    for name in (installation.NAME, installation.IPAM_NAME):
+        path = os.path.join(bin_dir, name)
+        click.echo(f"{path}: {'installed' if path in changed else 'as it was'}")
+
+
+def _place_conflist(conf_dir: str, text: str) -> None:
+    """`text` is "" where nobody has said which pods the node has."""
+    path = os.path.join(conf_dir, installation.CONFLIST)
+    if not text:
+        click.echo(
+            f"{path}: not written: say which pods this node has, by --subnet, --nodes or"
+            f" {_INVENTORY}",
+            err=True,
+        )
+        return
+    written = installation.place_conflist(conf_dir, text)
+    click.echo(f"{path}: {'written' if written else 'as it was'}")
 
 
 def _note_api_server(kubeconfigs: Sequence[str]) -> None:
@@ -148,7 +165,7 @@ def uninstall(bin_dir: str, conf_dir: str | None, socket: str, force: bool) -> N
     installation.refuse_agent(socket)
     with clusterlock.keep_out(INVENTORY) as held:
         _uninstall_datapath(force)
-        with _clear_refusal():
+        with _clear_refusal(), madefolders.alone(_given(bin_dir, conf_dir)):
             removed, kept = _uninstall_files(bin_dir, conf_dir, socket, held)
     for path in removed:
         click.echo(f"{path}: removed")
@@ -177,8 +194,8 @@ def _uninstall_files(
         for path in in_use:
             click.echo(f"{path}: kept, a process runs it")
     removed += [f for f in folders if installation.remove_folder(f)]
-    for folder in (bin_dir, conf_dir or ""):
-        removed += madefolders.remove(folder) if folder else []
+    for folder in _given(bin_dir, conf_dir):
+        removed += madefolders.remove(folder)
     return removed, kept
 
 
@@ -208,13 +225,13 @@ def _single_file() -> str:
 
 @contextmanager
 def _clear_refusal() -> Iterator[None]:
-    """A refusal of the system as error 110."""
+    """A refusal of the system as error 110 or 5 with the path, if the system names it."""
     try:
         yield
-    except PermissionError as e:
-        raise CniError(
-            Code.PERMISSION_DENIED, f"{e.filename}: {e.strerror}", "run it as root"
-        ) from e
+    except OSError as e:
+        if e.filename is None:
+            raise
+        raise installation.failure(e, e.filename) from e
 
 
 def _uninstall_datapath(force: bool) -> None:

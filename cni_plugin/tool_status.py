@@ -13,6 +13,7 @@ import click
 
 from cni_plugin import (
     agentconf,
+    confdir,
     netconf,
     pluginfiles,
     sysio,
@@ -31,7 +32,7 @@ from cni_plugin.kernel import observe
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.leases import IN_PROCESS
 from cni_plugin.netconf import NetConf
-from cni_plugin.spec import CniError, IPNetwork, Request
+from cni_plugin.spec import CniError, Code, IPNetwork, Request
 from cni_plugin.tool_conf import NetworkFile, Plugin
 from ipam import config as ipam_config
 from ipam import host_local
@@ -68,11 +69,13 @@ def gather(config: str | None, conf_dir: str, cni_path: str) -> dict[str, Any]:
     """The whole report; `ready` says whether an ADD would be served, `error` why not."""
     report: dict[str, Any] = {"ready": False, "file": None, "broken": [], "networks": []}
     report |= tool_cluster.gather()
+    stopped = None
     try:
+        stopped = None if config else _stopped(conf_dir)
         file = _file(config, conf_dir, report)
         tool_conf.podwire_of(file)
     except CniError as e:
-        report["error"] = tool_output.error_document(e)
+        report["error"] = tool_output.error_document(stopped or e)
         return report
     folders = cni_path.split(":")
     missing = pluginfiles.missing((plugin.type for plugin in file.plugins), folders)
@@ -82,6 +85,7 @@ def gather(config: str | None, conf_dir: str, cni_path: str) -> dict[str, Any]:
             _network(file, plugin, cni_path, route_socket) for plugin in file.podwires()
         ]
     failures = [network["error"] for network in report["networks"] if network["error"]]
+    failures = [tool_output.error_document(stopped), *failures] if stopped else failures
     report["ready"] = not failures
     report["error"] = failures[0] if failures else None
     return report
@@ -93,6 +97,7 @@ def _file(config: str | None, conf_dir: str, report: dict[str, Any]) -> NetworkF
     else:
         choice = tool_conf.choose(conf_dir)
         report["broken"] = [{"file": path, "reason": reason} for path, reason in choice.broken]
+        _refuse_tried(conf_dir, report)
         if choice.chosen is None:
             raise tool_conf.nothing_usable(conf_dir, choice)
         file = choice.chosen
@@ -100,6 +105,33 @@ def _file(config: str | None, conf_dir: str, report: dict[str, Any]) -> NetworkF
     report["file"] = file.path
     report["plugins"] = [plugin.type for plugin in file.plugins]
     return file
+
+
+def _refuse_tried(conf_dir: str, report: dict[str, Any]) -> None:
+    """Raises the CniError of a file that runtimes take, and that no pod can be added by: of a
+    version that podwire does not speak, say."""
+    used = confdir.in_use(conf_dir)
+    broken = [each["file"] for each in report["broken"]]
+    if used is None or used.problem or used.path not in broken:
+        return
+    report["broken"] = report["broken"][: broken.index(used.path)]
+    report |= {"file": used.path, "plugins": list(used.types)}
+    if used.ours:
+        tool_conf.load(used.path)
+    plugins = tuple(Plugin(kind, {}) for kind in used.types)
+    tool_conf.podwire_of(NetworkFile(used.path, used.network, "", plugins, ""))
+
+
+def _stopped(conf_dir: str) -> CniError | None:
+    """Why containerd has no network at all, though a file further behind could be used."""
+    first = confdir.stopping(conf_dir)
+    if first is None:
+        return None
+    return CniError(
+        Code.INVALID_CONFIG,
+        f"{first.path}: {first.problem}",
+        "correct or remove this file: it sorts first, and containerd has no network with it there",
+    )
 
 
 def _network(

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from cni_plugin.fabric import Fabric, Kept, Memory, Stamp, Verified, cluster_of, way_of
 from cni_plugin.kernel import tablerepair
 from cni_plugin.kernel.netlink import KernelError
-from cni_plugin.noderules import Refill, wanted
+from cni_plugin.noderules import Refill, drop_empty, wanted, without_pods
 from cni_plugin.records import NetworkRecord
 from cni_plugin.ruleset import NodeRules
 from cni_plugin.spec import CniError
@@ -29,10 +29,6 @@ from cni_plugin.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cni_plugin.cluster import Cluster
-    from cni_plugin.paths import Changes
-
-_LISTED = 5  # routes that are named one by one
-
 
 # --- keeping ----------------------------------------------------------------------------------
 
@@ -49,8 +45,11 @@ def keep_for(
     `alone` is asked then, whether no other pod of the network is here: a network's first record
     goes only with its first pod.
     """
+    if _is_kept(fabric, record):
+        return
     if not fabric.records.holds(record):
         undo.callback(_take_back, fabric, record, fabric.records.of(record.network), alone)
+    drop_empty(fabric, record)
     keep(fabric, record, cluster)
 
 
@@ -72,6 +71,12 @@ def _take_back(
     keep_rules(fabric)
     if former is not None and former.nodes:
         keep_peers(fabric, former)
+
+
+def drop_gone(fabric: Fabric) -> list[str]:
+    """Forget the networks that have no pods here any more and count against others; what was
+    done, in words. The rules are the caller's to keep."""
+    return [done for record in fabric.records.all() for done in drop_empty(fabric, record)]
 
 
 def forget(fabric: Fabric, network: str) -> None:
@@ -223,12 +228,12 @@ def keep_peers(fabric: Fabric, record: NetworkRecord) -> list[str]:
     if way_of(record) not in {way_of(known) for known in peering(fabric)}:  # whatever its subnets
         return []
     if memory.watched and memory.keep_peers is not None:
-        return words(memory.keep_peers(fabric, record))
+        return memory.keep_peers(fabric, record).words()
     from cni_plugin import cluster as clusters
 
     # A peer without a way costs its own pods theirs, and no other: who needs its MTU has asked.
     cluster = cluster_of(fabric, record)
-    done = words(clusters.sync(cluster, fabric.route_socket, patient=True))
+    done = clusters.sync(cluster, fabric.route_socket, patient=True).words()
     memory.synced[way_of(record)] = (mark, epoch)
     return done
 
@@ -239,20 +244,6 @@ def are_reached(fabric: Fabric, record: NetworkRecord) -> bool:
     now = memory.stamp(record.nodes), memory.epoch
     sized = memory.mtus.get(way, ((), 0, 0))[:2]  # by who has looked for what is missing as well
     return memory.watched and now[0] != () and memory.synced.get(way) == now == sized
-
-
-def words(changes: Changes) -> list[str]:
-    """What was changed, a line for each thing; of many routes how many."""
-    said = list(changes.overlay)
-    for verb in ("remove", "replace", "add"):
-        routes = getattr(changes.routes, verb)
-        if len(routes) > _LISTED:
-            said.append(f"{verb} {len(routes)} routes, that to {routes[0].dst} first")
-            continue
-        for route in routes:
-            node = f" (node {route.node})" if route.node else ""
-            said.append(f"{verb} route to {route.dst} via {route.via}{node}")
-    return said
 
 
 def peering(fabric: Fabric) -> list[NetworkRecord]:
@@ -274,6 +265,10 @@ def differences(fabric: Fabric, record: NetworkRecord) -> list[str]:
         found.append(f"the node's record of network {record.network} is missing or another")
     elif not are_verified(fabric):
         found += rule_differences(fabric)
+    found += (
+        f"the rules are those of network {other.network} as well, which has no pods here any more"
+        for other in without_pods(fabric, record)
+    )
     if record.nodes:
         from cni_plugin import cluster as clusters
 

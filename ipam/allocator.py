@@ -23,10 +23,38 @@ from itertools import islice
 
 from cni_plugin.fields import shown
 from cni_plugin.spec import Attachment, CniError, Code, IPAddress, IPConfig
+from cni_plugin.typed import Protocol
 from ipam.ranges import RangeSet, describe, find, withheld
-from ipam.store import Store
 
 PROBES = 64
+
+
+class Store(Protocol):
+    """Reservations of one network, under a lock that its owner holds."""
+
+    def held(self, attachment: Attachment) -> list[IPAddress]:
+        """The addresses of the attachment; if none, those that name only its container."""
+
+    def holder(self, address: IPAddress) -> Attachment | None:
+        """Who holds the address; None when it is free, or taken by something unreadable."""
+
+    def taken(self, address: IPAddress) -> bool:
+        """Whether the address can't be reserved."""
+
+    def names(self) -> Collection[str]:
+        """The texts of all addresses that can't be reserved."""
+
+    def cursor(self, range_set: int) -> IPAddress | None:
+        """The address of the range set that was reserved last."""
+
+    def reserve(self, address: IPAddress, attachment: Attachment, range_set: int | None) -> bool:
+        """Reserves the address and moves the cursor of the range set; False when it is taken."""
+
+    def release(self, address: IPAddress, attachment: Attachment) -> bool:
+        """Frees the address; False when the attachment does not hold it."""
+
+    def reclaim(self) -> None:
+        """Frees what nobody can hold: reservations that died before they were written."""
 
 
 def candidates(range_set: RangeSet, last: IPAddress | None) -> Iterator[IPAddress]:

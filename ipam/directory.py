@@ -141,8 +141,8 @@ class Directory:
         """Frees what the attachment holds; entries that turn out to be wrong are removed."""
         freed = []
         for address in self.held(attachment):
-            holder = self.holder(address)
-            if holder is not None and self.release(address, holder):
+            holders = attachment, attachment._replace(ifname="")
+            if any(self.release(address, holder) for holder in holders):
                 freed.append(address)
         for stale in self._index.addresses(attachment):
             self._changed = True

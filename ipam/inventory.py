@@ -18,12 +18,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Sequence
 from errno import EACCES, EPERM
-from json import loads
 
 from cni_plugin.alike import same_ends
-from cni_plugin.fields import Fields, as_object, invalid, shown
+from cni_plugin.fields import Fields, as_object, decode, invalid, shown
 from cni_plugin.spec import CniError, Code, IPAddress
-from cni_plugin.typed import NamedTuple, NoReturn
+from cni_plugin.typed import NamedTuple
 from ipam import nodes as entries
 from ipam.nodes import Node as Node
 
@@ -84,12 +83,11 @@ def _decode(data: bytes) -> Fields:
     if len(data) > MAX_INVENTORY_BYTES:
         raise CniError(Code.INVALID_CONFIG, f"larger than {MAX_INVENTORY_BYTES} bytes")
     try:
-        document = loads(data.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as e:
-        reason = str(e).partition("\n")[0] or type(e).__name__
+        document = decode(data)
+    except ValueError as e:
         raise CniError(
             Code.INVALID_CONFIG,
-            f"not valid JSON: {reason}",
+            f"not valid JSON: {e}",
             'the inventory is one JSON object such as {"nodes": [...]}; see nodes.schema.json',
         ) from e
     if not isinstance(document, dict):
@@ -98,10 +96,6 @@ def _decode(data: bytes) -> Fields:
             f'expected an object such as {{"nodes": [...]}}, got {shown(document)}',
         )
     return Fields(document)
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _nodes(document: Fields) -> tuple[Node, ...]:

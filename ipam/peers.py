@@ -87,29 +87,43 @@ def _carried(node: Node, version: int) -> IPAddress | None:
 # --- the underlay -----------------------------------------------------------------------------
 
 
-_last_version: tuple[tuple[Node, ...], CrossNode | None, int] = ((), None, 0)
+_Lacking = dict[int, tuple[tuple[Node, ...], frozenset[str]]]  # of which nodes, by version, who
+
+_last: tuple[CrossNode | None, _Lacking] = (None, {})
 
 
 def underlay_version(inventory: Inventory, cross: CrossNode) -> int:
     """The IP version that carries the overlay. Raises CniError 7 when the nodes share none.
 
-    The last answer is kept: what comes first, and what new nodes have too, stays so.
+    Who lacks an address of a version is kept, and follows by the nodes that differ: so one that
+    comes, goes or changes moves the overlay to the other version at once, and back.
     """
-    global _last_version
-    nodes, former, version = _last_version
-    first = cross.cidr.version if cross.cidr is not None else 4
-    if not (former == cross and version == first) or not all(
-        underlay_addresses(node, version, cross) for node in step(nodes, inventory.nodes).new
-    ):
-        version = _underlay_version(inventory, cross)
-    _last_version = inventory.nodes, cross, version
-    return version
+    global _last
+    former, kept = _last
+    lacking: _Lacking = dict(kept) if former == cross else {}
+    found = 0
+    for version in _versions(cross):
+        nodes, names = lacking.get(version, ((), frozenset()))
+        change = step(nodes, inventory.nodes)
+        without = [n.name for n in change.new if not underlay_addresses(n, version, cross)]
+        names = names.difference(node.name for node in change.gone).union(without)
+        lacking[version] = inventory.nodes, names
+        if not names:
+            found = version
+            break
+    _last = cross, lacking
+    return found or _underlay_version(inventory, cross)
+
+
+def _versions(cross: CrossNode) -> tuple[int, ...]:
+    """Those that may carry the overlay, the first one first."""
+    return (cross.cidr.version,) if cross.cidr is not None else (4, 6)
 
 
 def _underlay_version(inventory: Inventory, cross: CrossNode) -> int:
-    versions = (cross.cidr.version,) if cross.cidr is not None else (4, 6)
+    """The same of all nodes, whatever they were before."""
     lacking: dict[int, str] = {}
-    for version in versions:
+    for version in _versions(cross):
         without = [
             node.name for node in inventory.nodes if not underlay_addresses(node, version, cross)
         ]
@@ -120,7 +134,7 @@ def _underlay_version(inventory: Inventory, cross: CrossNode) -> int:
         raise invalid(
             "underlay.cidr",
             str(cross.cidr),
-            f"expected a network that each node has an address in; {lacking[versions[0]]} in"
+            f"expected a network that each node has an address in; {lacking[cross.cidr.version]} in"
             f" {inventory.source} has none",
         )
     raise CniError(

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from errno import (
     EACCES,
@@ -36,11 +36,9 @@ from errno import (
     EROFS,
 )
 from functools import cache
-from time import monotonic, sleep
 
-from cni_plugin import waiting
-from cni_plugin.spec import Attachment, CniError, Code, IPAddress
-from cni_plugin.typed import Protocol
+from cni_plugin.lockwait import LockWait
+from cni_plugin.spec import CniError, Code
 from ipam.directory import LOCK, Directory
 from ipam.index import Index
 from ipam.ranges import parse_address
@@ -63,34 +61,6 @@ _REMEDIES = {
     EOPNOTSUPP: "put ipam.dataDir on a local file system that has hard links (ext4, xfs, btrfs,"
     " tmpfs), and mount nothing below it",
 }
-
-
-class Store(Protocol):
-    """Reservations of one network, under a lock that its owner holds."""
-
-    def held(self, attachment: Attachment) -> list[IPAddress]:
-        """The addresses of the attachment; if none, those that name only its container."""
-
-    def holder(self, address: IPAddress) -> Attachment | None:
-        """Who holds the address; None when it is free, or taken by something unreadable."""
-
-    def taken(self, address: IPAddress) -> bool:
-        """Whether the address can't be reserved."""
-
-    def names(self) -> Collection[str]:
-        """The texts of all addresses that can't be reserved."""
-
-    def cursor(self, range_set: int) -> IPAddress | None:
-        """The address of the range set that was reserved last."""
-
-    def reserve(self, address: IPAddress, attachment: Attachment, range_set: int | None) -> bool:
-        """Reserves the address and moves the cursor of the range set; False when it is taken."""
-
-    def release(self, address: IPAddress, attachment: Attachment) -> bool:
-        """Frees the address; False when the attachment does not hold it."""
-
-    def reclaim(self) -> None:
-        """Frees what nobody can hold: reservations that died before they were written."""
 
 
 def read_boot_id() -> str:
@@ -154,7 +124,7 @@ def _opened(
 ) -> Iterator[Directory | None]:
     try:
         with ExitStack() as stack:  # closing the lock's descriptor gives the lock back
-            fd = _locked(stack, path, create, monotonic() + patience)
+            fd = _locked(stack, path, create, LockWait(f"{path}/{LOCK}", patience))
             if fd is None:
                 yield None
                 return
@@ -169,7 +139,7 @@ def _opened(
         raise failure(e, path) from e
 
 
-def _locked(stack: ExitStack, path: str, create: bool, deadline: float) -> int | None:
+def _locked(stack: ExitStack, path: str, create: bool, wait: LockWait) -> int | None:
     """The directory, with its lock held; `stack` closes both."""
     for _ in range(_ATTEMPTS):
         with ExitStack() as attempt:
@@ -185,7 +155,7 @@ def _locked(stack: ExitStack, path: str, create: bool, deadline: float) -> int |
                     return None
                 _make(path)
                 continue
-            _wait(lock, f"{path}/{LOCK}", deadline)
+            _wait(lock, wait)
             if _current(path, fd, lock):
                 stack.push(attempt.pop_all())
                 return fd
@@ -207,22 +177,13 @@ def _make(path: str) -> None:
             os.mkdir(folder, 0o755)
 
 
-def _wait(lock: int, name: str, deadline: float) -> None:
-    """Takes the lock; a blocked flock(2) could not be given up, so this one asks again."""
-    pause = 0.0002
+def _wait(lock: int, wait: LockWait) -> None:
+    """Takes the lock."""
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            waiting.begins()
-            if monotonic() >= deadline:
-                raise CniError(
-                    Code.TRY_AGAIN_LATER,
-                    f"{name}: another process holds this lock",
-                    "it is held for milliseconds only: see who has it (fuser), and why it hangs",
-                ) from None
-            sleep(pause)
-            pause = min(pause * 1.5, 0.01)
+            wait.pause()
         else:
             return
 

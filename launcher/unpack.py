@@ -2,15 +2,16 @@
 
 One source for MicroPython, where it is frozen into the executable, and for CPython, where it is
 tested: it keeps to what both have. launcher/archive.py reads the archive, cni_plugin/runtimes.py
-keeps unpacked ones; this chooses the folder and starts the interpreter.
+unpacks it; this chooses the folder and starts the interpreter.
 """
 
 import sys
 
 if sys.implementation.name != "micropython":
-    from cni_plugin import runtimes, sysio
+    from cni_plugin import runtimefolder, runtimes, sysio
     from launcher.archive import Archive, DamagedError
 else:
+    import runtimefolder  # type: ignore[import-not-found, no-redef]
     import runtimes  # type: ignore[import-not-found, no-redef]
     import sysio  # type: ignore[import-not-found, no-redef]
     from archive import Archive, DamagedError  # type: ignore[import-not-found, no-redef]
@@ -104,7 +105,7 @@ def prepare(archive: Archive, environ: bytes) -> tuple[str, int]:
                 " that nobody else can write to",
                 "somebody else made it: remove it, or name another folder in " + VARIABLE,
             ) from e
-        except runtimes.BusyError as e:
+        except runtimefolder.BusyError as e:
             raise FailureError(
                 _TRY_AGAIN_LATER,
                 str(e) + ": another process unpacks the runtime, for more than a minute",

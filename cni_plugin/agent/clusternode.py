@@ -51,6 +51,7 @@ class ClusterNode:
 
     def __init__(self, place: Place, memory: Memory, logger: Logger) -> None:
         self._place = place
+        self._memory = memory
         self._logger = logger
         self._inventory = InventoryFile(place.inventory, memory)
         self._kernel = NodeKernel(place.inventory, memory, logger)
@@ -79,6 +80,13 @@ class ClusterNode:
     def files(self) -> object:
         """What changes when somebody else changes a file that this depends on."""
         return self._templates.stamp(), self._inventory.stamp(), self._conf.stamps()
+
+    def forget(self) -> None:
+        """Work out from nothing, the next time, what else follows from change to change."""
+        self._fitting = fitting.Fitting()
+        self._memory.joined.clear()
+        self._memory.wanted = self._memory.verified = None
+        self._memory.happened()
 
     def resume(self) -> None:
         """Bring about what the inventory of the last time says; nothing when there is none.
@@ -173,7 +181,7 @@ class ClusterNode:
         request = self._conf.request(shared, subnets)
 
         def attempt(some: Sequence[Node]) -> None:
-            self._inventory.write(some)
+            self._inventory.write(some if cross.cidr else fitting.deciding(some, nodes))
             self._kept = self._kernel.keep(request, subnets, link)
 
         self._quarantine.bring(nodes, attempt, search=not trial)
@@ -205,8 +213,7 @@ class ClusterNode:
 
     def _doubts(self, shared: Shared) -> Iterator[str]:
         """What is wrong without keeping pods from coming."""
-        if self._kernel.unreached:
-            yield self._kernel.unreached
+        yield from filter(None, (self._kernel.unreached, self._kernel.unregained))
         if self._templates.problem:
             yield self._templates.problem
         for problem in filter(None, (self._inventory.problem, self._conf.unplaced)):

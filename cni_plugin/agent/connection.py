@@ -186,8 +186,8 @@ def _environ(data: bytes) -> Mapping[str, str]:
     """NAME=VALUE entries, each ended by a zero byte; of a name that comes twice the first counts,
     as in getenv(3)."""
     environ: dict[str, str] = {}
-    for entry in data.split(b"\0"):
-        name, equals, value = entry.partition(b"=")
+    for entry in os.fsdecode(data).split("\0"):
+        name, equals, value = entry.partition("=")
         if equals:
-            environ.setdefault(os.fsdecode(name), os.fsdecode(value))
+            environ.setdefault(name, value)
     return environ

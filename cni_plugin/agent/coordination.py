@@ -6,6 +6,9 @@ for each other as little as calls wait for them.
 
 Bursts are gathered, and after a turn the next waits, so that a large cluster in motion costs a
 share of a processor and of the disk, and not all of it.
+
+A mistake of ours in a turn is logged, and the turn is made again with nothing but what the source
+has told; one in that, too, ends the agent.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from cni_plugin.agent.clusterstate import AWAY, HEARD, STARTING, About, ClusterS
 from cni_plugin.agent.telling import Teller, Wanted
 from cni_plugin.fabric import Memory
 from cni_plugin.membership import Membership, Refusal
-from cni_plugin.sources import Away, Change, Listed, Readiness, Source
+from cni_plugin.sources import Away, Change, Gone, Listed, Member, Put, Readiness, Source
 from cni_plugin.spec import CniError
 
 FOLLOWING, COORDINATING = "cluster", "coordination"
@@ -55,7 +58,7 @@ class Coordination:
         failed: Callable[[], None] = _end_process,
         about: Callable[[], About] = About,
     ) -> None:
-        """`failed` is called when a mistake of ours has ended one of the threads: an agent that
+        """`failed` is called when mistakes of ours have ended one of the threads: an agent that
         no longer follows must not look like one that does. `about` says at any time, and at once,
         which cluster it is."""
         self._source = source
@@ -65,6 +68,7 @@ class Coordination:
         self._logger = logger
         self._node = ClusterNode(place, memory, logger)
         self._members = Membership(place.name)
+        self._told: dict[str, Member] = {}  # as the source did, whatever was made of it
         self._heard: SimpleQueue[Change | None] = SimpleQueue()
         self._outcome: Outcome | None = None
         self._readiness: Readiness | None = None
@@ -130,16 +134,30 @@ class Coordination:
         if heard is None:
             return False
         begun = monotonic()
-        changed = [self._take(change) for change in heard]
+        try:
+            self._heed(heard, begun)
+        except Exception:
+            self._logger.exception("a mistake of podwire: all of the cluster is looked at anew")
+            self._forget()
+            self._heed(heard, begun, whole=True)
         if not self._listed:
             return True
-        if any(changed) or self._is_due(begun):
-            self._bring_about(begun)
         self._tell()
         took = monotonic() - begun
         pause = max(took * _SHARE, len(self._members.nodes()) * _LINE_S)
         sleep(min(pause, _LONGEST_PAUSE_S))
         return True
+
+    def _heed(self, heard: list[Change], now: float, whole: bool = False) -> None:
+        changed = [self._take(change) for change in heard]
+        if self._listed and (whole or any(changed) or self._is_due(now)):
+            self._bring_about(now)
+
+    def _forget(self) -> None:
+        """Trust nothing that followed from change to change, only what the source has told."""
+        self._members = Membership(self._name)
+        self._members.apply(Listed(tuple(self._told.values())))
+        self._node.forget()
 
     def _gather(self, seconds: float) -> list[Change] | None:
         """What comes within so many seconds, and shortly after; None at the end. Files that have
@@ -170,7 +188,16 @@ class Coordination:
                 self._logger.info("the cluster is back")
             self._enter(HEARD)
         self._listed = self._listed or isinstance(change, Listed)
+        self._record(change)
         return self._members.apply(change) or isinstance(change, Listed)
+
+    def _record(self, change: Change) -> None:
+        if isinstance(change, Listed):
+            self._told = {member.name: member for member in change.members}
+        elif isinstance(change, Put):
+            self._told[change.member.name] = change.member
+        elif isinstance(change, Gone):
+            self._told.pop(change.name, None)
 
     def _enter(self, state: str, reason: str = "") -> None:
         if state != self._state:
@@ -196,8 +223,10 @@ class Coordination:
 
     def _bring_about(self, now: float) -> None:
         self._epoch, self._brought_about_at = self._memory.epoch, now
-        self._files = self._node.files()  # what is written from here on is looked at once more
+        self._files = files = self._node.files()
         self._outcome = outcome = self._node.bring_about(self._members)
+        if self._node.files() != files:  # what was written is looked at once more, gone or not
+            self._files = None
         refusals = frozenset(self._node.refusals)
         for refusal in sorted(refusals - self._refusals):
             self._logger.warning("refused", extra={"fields": refusal._asdict()})

@@ -78,6 +78,16 @@ def without(nodes: tuple[Node, ...], names: Collection[str]) -> tuple[Node, ...]
     return tuple(left)
 
 
+def deciding(some: Sequence[Node], nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """Some of the nodes that fit, and of those left out one without IPv4, as a node without pods:
+    which family carries the overlay has to be the same here as where nobody is left out."""
+    there = {node.name for node in some} if len(some) < len(nodes) else set()
+    for node in nodes if there else ():
+        if node.name not in there and not _has(node, 4):
+            return tuple(sorted((*some, node._replace(pod_cidrs=())), key=_name))
+    return tuple(some)
+
+
 def of_name(nodes: Sequence[Node], name: str) -> Node | None:
     """The one of a name among nodes that are sorted by their names."""
     at = bisect_left(nodes, name, key=_name)

@@ -8,7 +8,7 @@ from json import dumps, loads
 from logging import Logger
 from typing import NamedTuple
 
-from cni_plugin import conflists, pluginfiles, skel
+from cni_plugin import confdir, conflists, pluginfiles, skel
 from cni_plugin.agent.templates import Shared, Template
 from cni_plugin.fabric import Memory
 from cni_plugin.fields import invalid
@@ -39,6 +39,7 @@ class NodeConf:
         self._memory = memory
         self._logger = logger
         self.path = os.path.join(place.conf_dir, conflists.NAME)
+        self._written = 0
         self.unplaced = ""  # why the file is not what it is to be, while the one before serves
 
     @property
@@ -47,8 +48,9 @@ class NodeConf:
         return conflists.held(self.path) is not None
 
     def stamps(self) -> object:
-        """What changes when somebody else changes the runtime's configurations."""
-        return conflists.stamps(self._place.conf_dir)
+        """What changes when somebody else changes the runtime's configurations, and with each file
+        that is written here: it may be gone again before it was seen."""
+        return self._written, confdir.stamps(self._place.conf_dir)
 
     def request(self, shared: Shared, subnets: tuple[IPNetwork, ...]) -> Request:
         """The plugin's STATUS. Raises CniError 7 for what is wrong in the list around it."""
@@ -70,6 +72,7 @@ class NodeConf:
             self.unplaced = e.msg
             return
         if written:
+            self._written += 1
             fields = {"folder": self._place.conf_dir, "mtu": mtu}
             fields["subnets"] = " ".join(map(str, subnets))
             self._logger.info("network configuration written", extra={"fields": fields})
@@ -77,7 +80,11 @@ class NodeConf:
     def doubts(self, shared: Shared) -> Iterator[str]:
         """What may keep the runtime from using it. Raises CniError 5 for a folder that can't be
         read."""
-        used = conflists.in_use(self._place.conf_dir)
+        stopping = confdir.stopping(self._place.conf_dir)
+        if stopping is not None:
+            what = f"{stopping.path} sorts first and can't be used: {stopping.problem}"
+            yield f"{what}; containerd stops there and has no network: correct or remove that file"
+        used = confdir.in_use(self._place.conf_dir)
         if used is not None and used.path != self.path:
             what = f"the runtime uses {used.path}"
             if used.is_multus:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from cni_plugin import cluster as clusters
 from cni_plugin import netconf, resubnet, upkeep
-from cni_plugin.agent import mtus
+from cni_plugin.agent import bridgecare, mtus
 from cni_plugin.cluster import Cluster
 from cni_plugin.datapath import ROUTE_PROTOCOL
 from cni_plugin.drift import MAIN_TABLE
@@ -25,7 +25,7 @@ from cni_plugin.node import record_of
 from cni_plugin.paths import Survey
 from cni_plugin.records import NetworkRecord
 from cni_plugin.sources import Announcement
-from cni_plugin.spec import CniError, Code, IPNetwork, Request
+from cni_plugin.spec import CniError, Code, IPInterface, IPNetwork, Request
 from ipam import config, routes
 from ipam import peers as node_peers
 from ipam.inventory import Node
@@ -48,6 +48,7 @@ class NodeKernel:
         self._memory = memory
         self._logger = logger
         self.former: tuple[IPNetwork, ...] = ()  # subnets of before that pods still have
+        self.unregained = ""  # why the bridge is not as it is to be
         self.unreached = ""  # peers that there is no way to now, in words
 
     def keep(self, request: Request, subnets: tuple[IPNetwork, ...], link: str) -> Kept:
@@ -62,7 +63,11 @@ class NodeKernel:
                     fabric.records.forget(former.network)
             changed = resubnet.resubnet(fabric, config.locate(request), subnets)
             self.former = changed.former
-            self._tell([*changed.done, *upkeep.keep(fabric, record)])
+            self._tell(list(changed.done))
+            gateways = config.parse(request, subnets).gateways
+            gateways += tuple(map(resubnet.gateway_of, self.former))
+            self._regain(route_socket, conf, gateways)
+            self._tell(upkeep.keep(fabric, record))
             cluster = cluster_of(fabric, record)
             mtu = self._mtu(fabric, record, cluster, link)
             found = self._survey(cluster, record, route_socket)
@@ -112,6 +117,16 @@ class NodeKernel:
             if cidr in taken
         }
 
+    def _regain(
+        self, route_socket: RouteSocket, conf: NetConf, gateways: tuple[IPInterface, ...]
+    ) -> None:
+        """The bridge; what fails costs neither the peers nor new pods anything, whose ADD looks."""
+        try:
+            self._tell(bridgecare.regain(route_socket, conf, gateways))
+            self.unregained = ""
+        except (CniError, OSError) as e:
+            self.unregained = f"bridge {conf.bridge} is not as it was: {e}"
+
     def _tell(self, done: list[str]) -> None:
         for what in done:
             self._logger.info("set up", extra={"fields": {"what": what}})
@@ -150,7 +165,7 @@ def _foreign_routes(route_socket: RouteSocket, versions: set[int]) -> set[IPNetw
     for version in versions:
         for entry in route_socket.dump(messages.dump_routes(version, table=MAIN_TABLE)):
             which = ours if entry["proto"] == ROUTE_PROTOCOL else found
-            which.add(messages.network_of(entry))
+            which.add(observe.network_of(entry))
     return {network for network in found - ours if network is not None}
 
 

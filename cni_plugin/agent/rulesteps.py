@@ -45,7 +45,7 @@ class RuleSteps:
                 return None
             mark = noderules.mark(fabric, records)
             if state is None or not state.take(records, mark, cluster):
-                networks, complete = noderules.networks_of(fabric, records)
+                networks, complete = _networks(fabric, records, concerned[0], cluster)
                 if not complete:
                     return None
                 state = _State(records, networks, node_rules(networks, mark), cluster)
@@ -65,7 +65,8 @@ class RuleSteps:
             state.saved = True
             rules, cluster = state.rules, state.cluster
         _remember(fabric, state)
-        networks, complete = noderules.networks_of(fabric, state.records)
+        concerned = next(filter(noderules.needs_nodes, state.records))
+        networks, complete = _networks(fabric, state.records, concerned, cluster)
         anew = node_rules(networks, rules.mark)
         with held(self._lock):
             if self._state is not state or state.cluster is not cluster or not complete:
@@ -74,6 +75,19 @@ class RuleSteps:
                 return []
             self._state, fabric.memory.wanted = None, None
             return ["what was known of the rules was not what the inventory says"]
+
+
+def _networks(
+    fabric: Fabric, records: Sequence[NetworkRecord], concerned: NetworkRecord, cluster: Cluster
+) -> tuple[list[NetworkRules], bool]:
+    """As `noderules.networks_of`, of this reading of their inventory: the file may be another one
+    by now."""
+    way = way_of(concerned)
+    fabric.given[way] = cluster
+    try:
+        return noderules.networks_of(fabric, records)
+    finally:
+        del fabric.given[way]
 
 
 def _remember(fabric: Fabric, state: _State) -> None:

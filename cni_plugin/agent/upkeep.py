@@ -141,7 +141,9 @@ class Upkeep:
 
     def _look_safely(self, reasons: tuple[str, ...]) -> tuple[bool, bool]:
         """As `_look`; a mistake of ours is logged as one, and the next look may do without it."""
-        begun, self._files = monotonic(), self._state_of_files()
+        begun = monotonic()
+        if reasons != (_RULES,):  # one at rules alone leaves the ways to the peers as they are
+            self._files = self._state_of_files()
         try:
             return self._look(reasons)
         except Exception:
@@ -198,6 +200,7 @@ class Upkeep:
         return []
 
     def _look_at_all(self, fabric: Fabric, reasons: tuple[str, ...], found: _Findings) -> None:
+        found.attempt(partial(upkeep.drop_gone, fabric))
         _look_at_rules(fabric, found)
         paths = _Findings()
         records = upkeep.peering(fabric)
@@ -219,7 +222,7 @@ class Upkeep:
             raise RuntimeError("the upkeep has not been started")
         changes = self._peers.keep(fabric, record, whole=reasons != (_INVENTORY,))
         self._tell_offload(self._peers.offload)
-        return upkeep.words(changes)
+        return changes.words()
 
     def _look_again(self, fabric: Fabric) -> list[str]:
         """Whether what followed step by step is what all of it says: nobody else would find out."""

@@ -19,10 +19,10 @@ from typing import Any
 from cni_plugin import dispatch, skel, waiting
 from cni_plugin.agent.connection import Call, Connection
 from cni_plugin.delegate import NESTED
-from cni_plugin.fabric import Fabric, Memory
+from cni_plugin.fabric import Memory
 from cni_plugin.kernel import netns
-from cni_plugin.kernel.attach import Host, host
-from cni_plugin.node import Resident
+from cni_plugin.memo import Memo
+from cni_plugin.node import Handles, Resident
 from cni_plugin.spec import CniError, Code
 from cni_plugin.version import VERSION
 from cni_plugin.wire import WireError
@@ -48,18 +48,11 @@ class Worker:
         self._turns = turns
         self._remove_links = remove_links
         self._busy = busy
-        self._memory = memory
         self._logger = logger
-        self._host: Host | None = None
-        self._fabric: Fabric | None = None
+        self._handles = Handles(memory, resident=True)
 
     def close(self) -> None:
-        if self._fabric is not None:
-            self._fabric.close()
-            self._fabric = None
-        if self._host is not None:
-            self._host.close()
-            self._host = None
+        self._handles.close()
 
     def serve(self, client: socket, waits: Callable[[], None]) -> bool:
         """Serve one client: whether its call was ours. Never raises for what the client does.
@@ -103,7 +96,7 @@ class Worker:
         if call.netns_errno in (EMFILE, ENFILE):
             return "no descriptor was left for the sandbox"
         try:
-            self._open_host()
+            self._handles.open_host()
         except OSError as e:
             return f"can't open a netlink socket: {e.strerror}"
         return ""
@@ -137,21 +130,14 @@ class Worker:
                 outcome["undelivered"] = str(e)
         self._note(call, begun, _level(call, status), **outcome)
 
-    def _open_host(self) -> Host:
-        if self._host is None:
-            self._host = host(resident=True)
-        return self._host
-
     def _resident(self, call: Call) -> Resident:
         def open_sandbox(path: str) -> int:
             if call.sandbox < 0:
                 raise netns.unreachable(path, call.netns_errno)
             return netns.checked(os.dup(call.sandbox), path)
 
-        host = self._open_host()
-        if self._fabric is None:
-            self._fabric = Fabric(host.route_socket, self._memory)
-        return Resident(open_sandbox, host, self._remove_links, self._fabric)
+        handles = self._handles
+        return Resident(open_sandbox, handles.open_host(), self._remove_links, handles.fabric)
 
     def _note(self, call: Call, begun: float, level: int, **outcome: Any) -> None:
         if not self._logger.isEnabledFor(level):
@@ -232,8 +218,16 @@ def _fields(call: Call) -> dict[str, Any]:
         if name in ("K8S_POD_NAMESPACE", "K8S_POD_NAME"):
             fields["namespace" if name.endswith("SPACE") else "pod"] = value
     with suppress(ValueError, AttributeError, RecursionError):
-        fields["network"] = str(_decoded(call.stdin).get("name", ""))
+        fields["network"] = _NETWORKS.of(lambda: _network(call.stdin), call.stdin)
     return {name: value for name, value in fields.items() if value}
+
+
+_NETWORKS = Memo()
+
+
+def _network(stdin: bytes) -> str:
+    """The network's name in a configuration, for the log."""
+    return str(_decoded(stdin).get("name", ""))
 
 
 def _failure(body: bytes) -> dict[str, Any]:

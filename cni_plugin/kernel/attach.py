@@ -4,10 +4,12 @@ Order, and why:
 1. The bridge, under the node's lock, until the pod's link is a port of it.
 2. The veth pair in one message, the pod's end born in the sandbox, both ends down.
 3. Sysctls of each end while it is down, so that no router advertisement is ever heard.
-4. The host's end up, forwarding on, then everything of the pod in one batch.
+4. The host's end up, then everything of the pod in one batch.
 5. What the node remembers of earlier owners of the addresses is dropped: from now on, who asks
    for one hears the pod.
-6. The announcement (`announce`), once the bridge forwards for the port.
+6. Forwarding on (`forward`), when nothing else can fail but the delivery: other pods may need it by
+   then, so it can't be undone.
+7. The announcement (`announce`), once the bridge forwards for the port.
 
 Each step that made something registers its undo on the caller's stack. Deleting the host's end
 undoes all of 2 to 4.
@@ -31,7 +33,6 @@ from cni_plugin.kernel.sysctl import Sysctls
 from cni_plugin.spec import CniError, Code, IPInterface
 from cni_plugin.typed import NamedTuple
 
-_DAD_TIMEOUT_S = 10.0  # as the reference waits for addresses to settle
 _FORWARD_TIMEOUT_S = 1.0
 _BRIDGE_TRIES = 5
 
@@ -92,17 +93,17 @@ def attach(node: Host, sandbox: Sandbox, network: PodNetwork, undo: ExitStack) -
     index = _index(route_socket, name)
     _prepare(sysctls, name, network, network.host.addresses)
     _bring_up(route_socket, network, index, port=master is not None)
-    for version in network.forwarding:
-        sysctls.forward(version)
     with inside(sandbox.fd):
         pod_index = _configure_pod(sandbox.route_socket, sysctls, network)
     _settle(sandbox.route_socket, network, pod_index)
-    _forget_neighbours(route_socket, network, master.ifindex if master else index)
-    link = _connected(route_socket, network)
+    deadline = time.monotonic() + _FORWARD_TIMEOUT_S
+    mtu = _connected(route_socket, network, master.ifindex if master else index, deadline)
+    if master is not None:
+        _await_bridge(route_socket, master.name, deadline)
     return Applied(
         bridge_mac=master.mac if master else "",
         bridge_mtu=device.mtu(route_socket, master.name) if master else 0,
-        mtu=link.mtu,
+        mtu=mtu,
     )
 
 
@@ -231,51 +232,49 @@ def _link_local_is_late(network: PodNetwork) -> bool:
 def _settle(pod_socket: RouteSocket, network: PodNetwork, index: int) -> None:
     """With duplicate address detection on, wait for its verdict; without, there is none."""
     wanted = [address for address in network.pod.addresses if address.version == 6]
-    if not network.enable_dad or not wanted:
-        return
-    deadline = time.monotonic() + _DAD_TIMEOUT_S
-    while busy := _busy(pod_socket, index, wanted):
-        if time.monotonic() > deadline:
-            raise CniError(
-                Code.ADDRESS_UNAVAILABLE,
-                f"duplicate address detection of {busy[0]} was not over in {_DAD_TIMEOUT_S:g} s",
-            )
-        waiting.begins()
-        time.sleep(0.02)
+    if network.enable_dad and wanted:
+        from cni_plugin.kernel import dad  # few ask for it
+
+        dad.settle(pod_socket, index, wanted)
 
 
-def _busy(pod_socket: RouteSocket, index: int, wanted: Sequence[IPInterface]) -> list[IPInterface]:
-    unsettled = observe.unsettled(pod_socket, index)
-    for address in wanted:
-        if unsettled.get(address):
-            raise CniError(
-                Code.ADDRESS_UNAVAILABLE,
-                f"duplicate address detection: {address} is in use on this link",
-                "another host answers for this address: check the ranges in ipam",
-            )
-    return [address for address in wanted if address in unsettled]
+def _connected(route_socket: RouteSocket, network: PodNetwork, index: int, deadline: float) -> int:
+    """The MTU of the host's end, when the bridge forwards for it, as it may begin to late.
 
-
-def _forget_neighbours(route_socket: RouteSocket, network: PodNetwork, index: int) -> None:
-    """What the node remembers of an earlier owner of the addresses may be wrong now."""
-    route_socket.batch(
-        [messages.forget_neighbour(a.ip, index) for a in network.pod.addresses],
-        ignore=(errnos.ENOENT,),
-    )
-
-
-def _connected(route_socket: RouteSocket, network: PodNetwork) -> LinkState:
-    """The host's end, when the bridge forwards for the port: it may begin to in the background.
-
-    Since Linux 6.8 the first look makes the kernel catch up.
+    Since Linux 6.8 the first look makes the kernel catch up. Before it, what the node remembers of
+    an earlier owner of the addresses goes: it may be wrong now. `index` is of the link that the
+    node reaches the pod by.
     """
-    deadline = time.monotonic() + _FORWARD_TIMEOUT_S
+    look = messages.get_link(network.host.name)
+    batch = [messages.forget_neighbour(a.ip, index) for a in network.pod.addresses]
     while True:
-        link = observe.link(route_socket, network.host.name)
-        if link is None:
+        entry = route_socket.batch([*batch, look], ignore=(errnos.ENOENT,))[-1]
+        if entry is None:
             raise _vanished(network.host.name)
-        if network.bridge is None or link.forwarding or time.monotonic() > deadline:
-            return link
+        over = network.bridge is None or time.monotonic() > deadline
+        if over or observe.is_forwarding(entry):
+            return int(entry.get_attr("IFLA_MTU") or 0)
+        batch = []
+        waiting.begins()
+        time.sleep(0.0005)
+
+
+def forward(node: Host, network: PodNetwork) -> None:
+    """Let the node forward what the plan's families need."""
+    for version in network.forwarding:
+        node.sysctls.forward(version)
+
+
+def _await_bridge(route_socket: RouteSocket, name: str, deadline: float) -> None:
+    """Until the node sends by the bridge: with its first port that begins in the background, and
+    what is sent before is dropped, a question for the pod's MAC address among it.
+
+    As with the port, a look makes the kernel catch up (net/core/link_watch.c).
+    """
+    while not device.runs(route_socket, name) and time.monotonic() < deadline:
+        observe.link(route_socket, name)
+        if device.runs(route_socket, name):
+            return
         waiting.begins()
         time.sleep(0.0005)
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from types import FunctionType
 
+from cni_plugin.kernel.nlatypes import ValueType, type_of
 from cni_plugin.typed import Any, NamedTuple
 
 _NLA = struct.Struct("=HH")
@@ -32,84 +32,14 @@ class UncoveredError(Exception):
     """A type that is left to pyroute2."""
 
 
-class _Type(NamedTuple):
-    """How values of one type are written and read. `family` is the message's address family."""
-
-    pack: Callable[[Any, int], bytes]
-    unpack: Callable[[bytes, int], Any]
-
-
 class _Attribute(NamedTuple):
     """`nested` is the class of its content, or a function that chooses it by the attributes
     beside it; None when `type` says all. Of an `array` the content is a list of such."""
 
     number: int
-    type: _Type | None
+    type: ValueType | None
     nested: Any
     array: bool = False
-
-
-# --- types ------------------------------------------------------------------------------------
-
-
-def _number(code: str) -> _Type:
-    layout = struct.Struct(code if code[0] in "<>=" else f"={code}")
-    return _Type(lambda value, _: layout.pack(value), lambda data, _: layout.unpack_from(data)[0])
-
-
-def _text(data: bytes, _: int) -> Any:
-    """As pyroute2: bytes that are no UTF-8 stay bytes."""
-    try:
-        return data.strip(b"\0").decode()
-    except UnicodeDecodeError:
-        return data.strip(b"\0")
-
-
-def _address(family: int) -> _Type:
-    return _Type(lambda value, _: inet_pton(family, value), lambda data, _: inet_ntop(family, data))
-
-
-def _any_address(data: bytes, _: int) -> str:
-    return inet_ntop(AF_INET6 if len(data) > 4 else AF_INET, data)
-
-
-_BYTES = _Type(lambda value, _: value, lambda data, _: data)
-_NUMBERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
-_BIG_ENDIAN = ("be8", "be16", "be32", "be64", "sbe32")
-_ATOMS = {
-    "asciiz": _Type(lambda value, _: value.encode() + b"\0", _text),
-    "l2addr": _Type(
-        lambda value, _: bytes.fromhex(value.replace(":", "")),
-        lambda data, _: data[:6].hex(":"),
-    ),
-    "ipaddr": _Type(
-        lambda value, _: inet_pton(AF_INET6 if ":" in value else AF_INET, value), _any_address
-    ),
-    "ip4addr": _address(AF_INET),
-    "ip6addr": _address(AF_INET6),
-    "target": _Type(
-        lambda value, family: inet_pton(family, value),
-        lambda data, family: inet_ntop(family, data),
-    ),
-    # An open file's number; pyroute2's class for it would open a path as well.
-    "netns_fd": _number("I"),
-    "cdata": _BYTES,
-    "binary": _BYTES,
-}
-
-
-def _type_of(cls: Any, name: str) -> _Type | None:
-    """The type that a table calls `name`, when it is one of those above."""
-    if name in _ATOMS:
-        return _ATOMS[name]
-    known: Any = getattr(cls, name, None)
-    if name in _NUMBERS or name in _BIG_ENDIAN:
-        return _number(known.fields[0][1])
-    # nfnetlink's: pyroute2 shows a number by its name, a set of flags by theirs, and takes notes
-    # for other programs apart. Here they are the number and the bytes.
-    if hasattr(known, "ops"):
-        return _number(known.fields[0][1])
-    return _BYTES if hasattr(known, "udata_types") or name == "comment" else None
 
 
 # --- layouts ----------------------------------------------------------------------------------
@@ -138,7 +68,7 @@ class Layout:
         element = getattr(self.cls, kind[1:], None) if kind[0] == "*" else None
         if isinstance(element, type):  # a function's elements are no attributes
             return _Attribute(number, None, element, array=True)
-        known = _type_of(self.cls, kind)
+        known = type_of(self.cls, kind)
         return _Attribute(number, known, None if known else getattr(self.cls, kind, None))
 
     def attribute(self, name: str) -> _Attribute:
@@ -264,7 +194,7 @@ class Entry:
         self._end = end
         self._fields = layout.fields(data, start)
         self._family = self._fields.get("family", family)
-        self._attrs: dict[int, tuple[int, int]] | None = None
+        self._attrs: dict[int, int] | None = None
 
     def __getitem__(self, name: str) -> Any:
         return self._fields[name]
@@ -272,11 +202,12 @@ class Entry:
     def get_attr(self, name: str) -> Any:
         """The value of the first attribute of this name; None when there is none."""
         if self._attrs is None:
-            self._attrs = self._spans()
+            self._attrs = self._places()
         attribute = self._layout.attribute(name)
-        span = self._attrs.get(attribute.number)
-        if span is None:
+        place = self._attrs.get(attribute.number)
+        if place is None:
             return None
+        span = place + 4, min(place + _NLA.unpack_from(self._data, place)[0], self._end)
         if attribute.type is not None:
             return attribute.type.unpack(self._data[span[0] : span[1]], self._family)
         if attribute.array:
@@ -287,19 +218,19 @@ class Entry:
             return self._by_pyroute2(name)
         return Entry(inner, self._data, *span, self._family)
 
-    def _spans(self) -> dict[int, tuple[int, int]]:
-        """Where each attribute's content begins and ends, by number."""
-        found: dict[int, tuple[int, int]] = {}
-        data, end = self._data, self._end
+    def _places(self) -> dict[int, int]:
+        """Where each attribute begins, by number; no more, since a link has some eighty of them."""
+        found: dict[int, int] = {}
+        data, last = self._data, self._end - 4
         offset = self._start + (self._layout.size + 3 & ~3)
         unpack = _NLA.unpack_from
-        while offset + 4 <= end:
+        while offset <= last:
             length, number = unpack(data, offset)
             if length < 4:
                 break
             number &= _TYPE_MASK
             if number not in found:
-                found[number] = (offset + 4, min(offset + length, end))
+                found[number] = offset
             offset += length + 3 & ~3
         return found
 

@@ -16,8 +16,10 @@ from fcntl import ioctl
 from cni_plugin.kernel import messages
 from cni_plugin.kernel.netlink import KernelError, RouteSocket
 
-_SIOCGIFNAME, _SIOCGIFMTU, _SIOCGIFINDEX = 0x8910, 0x8921, 0x8933
+_SIOCGIFNAME, _SIOCGIFFLAGS, _SIOCGIFMTU, _SIOCGIFINDEX = 0x8910, 0x8913, 0x8921, 0x8933
+_IFF_RUNNING = 0x40
 _IFREQ = struct.Struct("16si20x")  # struct ifreq: the name, and a number
+_IFREQ_FLAGS = struct.Struct("16sH22x")  # the same, with a short one
 
 
 def exists(route_socket: RouteSocket, name: str) -> bool:
@@ -56,6 +58,19 @@ def index(route_socket: RouteSocket, name: str) -> int:
 def mtu(route_socket: RouteSocket, name: str) -> int:
     """The MTU of a link that is there, in bytes; 0 when it has gone."""
     return _number(route_socket, _SIOCGIFMTU, name, "MTU")
+
+
+def runs(route_socket: RouteSocket, name: str) -> bool:
+    """Whether the kernel sends by a link: up, and not found without a carrier. True when it has
+    gone: there is nothing to wait for."""
+    try:
+        request = _IFREQ_FLAGS.pack(name.encode(), 0)
+        reply = ioctl(route_socket.fileno(), _SIOCGIFFLAGS, request)
+    except OSError as e:
+        if e.errno == ENODEV:
+            return True
+        raise KernelError(e.errno or 0, f"read the flags of link {name}") from e
+    return bool(_IFREQ_FLAGS.unpack(reply)[1] & _IFF_RUNNING)
 
 
 def _number(route_socket: RouteSocket, request: int, name: str, what: str) -> int:

@@ -13,26 +13,20 @@ what the maps hold: an element that no record explains was made by somebody else
 
 from __future__ import annotations
 
-import errno as errnos
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from cni_plugin import ruleset
 from cni_plugin.hostports import HostPort, PortRecord
-from cni_plugin.kernel import nftsets
 from cni_plugin.kernel.localnet import Localnet
 from cni_plugin.kernel.messages import Message
 from cni_plugin.kernel.netlink import KernelError, RouteSocket
 from cni_plugin.kernel.nfnetlink import NetfilterSocket
-from cni_plugin.kernel.nftsets import Element
-from cni_plugin.kernel.portelements import MAPS, Entry, additions, described, entries_of, removals
+from cni_plugin.kernel.portelements import Entry, described, entries_of
+from cni_plugin.kernel.portmaps import Change, PortMaps, held
 from cni_plugin.kernel.portrecords import BrokenRecordError, PortRecords
 from cni_plugin.kernel.statefolder import StateFolder
 from cni_plugin.kernel.sysctl import Sysctls
-from cni_plugin.spec import Attachment, CniError, Code
-
-_VERSIONS = (4, 6)
-_TRIES = 3
+from cni_plugin.spec import Attachment
 
 
 class HostPorts:
@@ -54,7 +48,7 @@ class HostPorts:
         self._route_socket = route_socket
         self._records = PortRecords(folder)
         self._localnet = Localnet(self._records, sysctls)
-        self._transact = transact or netfilter.transaction
+        self._maps = PortMaps(netfilter, transact)
 
     # --- ADD and DEL --------------------------------------------------------------------------
 
@@ -77,7 +71,7 @@ class HostPorts:
             self._records.write(record)
             self._localnet.let(name, record.localnet)
             leading = self._records.leading(record)
-            self._insert(leading)
+            self._maps.insert(leading)
         _forget_opened(self._route_socket, (*leading.ports, *handed))
         if former is not None:
             _forget_closed(self._route_socket, former.ports)
@@ -96,6 +90,31 @@ class HostPorts:
         if record is not None:
             _forget_closed(self._route_socket, record.ports)
             _forget_opened(self._route_socket, handed)
+
+    def close_lost(self, attachment: PortRecord) -> None:
+        """The same for one without a record, where records may be lost: somebody emptied their
+        folder. `attachment` needs no ports.
+
+        When nobody else's elements are without a record, that is noted (`portlock.WHOLE`), and no
+        DEL has to look again. Raises CniError 104 when the kernel refuses to remove them.
+        """
+        from cni_plugin.kernel import lostports
+
+        def look() -> list[Entry]:
+            lost = lostports.find(self._netfilter, self._records)
+            return lostports.of_attachment(lost, attachment)
+
+        try:
+            lost = lostports.of_any(lostports.find(self._netfilter, self._records))
+        except KernelError:  # without nftables there are no elements
+            return
+        mine = lostports.of_attachment(lost, attachment)
+        if mine:
+            with self._records.locked():
+                ports = self._remove_lost(look)
+            _forget_closed(self._route_socket, ports)
+        if len(mine) == len(lost):
+            self._records.note_whole()
 
     def _record(self, name: str) -> PortRecord | None:
         """The record; a broken one goes, and with it whatever elements no other record explains."""
@@ -124,43 +143,23 @@ class HostPorts:
         for holder in self._records.holders(port):
             for other in () if holder.beside(record) else holder.ports:
                 if port.clashes(other):
-                    raise _held(port, f"{holder.holder} (as {other.where})")
-
-    def _insert(self, record: PortRecord) -> None:
-        """Add the elements; leftovers of the same attachment, without a record, are replaced."""
-        entries = list(entries_of(record))
-        try:
-            self._transact(additions(entries))
-        except KernelError as e:
-            if e.errno != errnos.EEXIST:
-                raise
-            present = self._present(entries)
-            for entry, found in zip(entries, present, strict=True):
-                if found is not None and not entry.shared and found.comment != record.comment:
-                    whose = found.comment or "somebody who left no name"
-                    raise _held(entry.port, f"{whose}, of which podwire has no record") from e
-            left = removals([own for own, found in zip(entries, present, strict=True) if found])
-            self._transact([*left, *additions(entries)])
+                    raise held(port, f"{holder.holder} (as {other.where})")
 
     def _withdraw(self, record: PortRecord) -> tuple[HostPort, ...]:
         """Remove those elements that are there and the record's; the ports that were handed on."""
-        for _ in range(_TRIES):
+
+        def look() -> Change:
             mine = self._own(record)
-            heirs = self._heirs(record, mine)
-            try:
-                self._transact([*removals(mine), *additions(heirs)])
-            except KernelError as e:
-                if e.errno not in (errnos.ENOENT, errnos.EEXIST):
-                    raise
-                continue  # somebody else removed or added one since we looked
-            return tuple(entry.port for entry in heirs if not entry.shared)
-        raise KernelError(errnos.EAGAIN, "remove host ports", "somebody else changes them as well")
+            return mine, self._heirs(record, mine)
+
+        _, heirs = self._maps.change(look)
+        return tuple(entry.port for entry in heirs if not entry.shared)
 
     def _own(self, record: PortRecord) -> list[Entry]:
         entries = list(entries_of(record))
         return [
             entry
-            for entry, found in zip(entries, self._present(entries), strict=True)
+            for entry, found in zip(entries, self._maps.present(entries), strict=True)
             if found is not None
             and (found.comment == record.comment or entry.shared)
             and not (entry.shared and self._shares(entry.port, record))
@@ -178,7 +177,7 @@ class HostPorts:
         keys = {(entry.version, entry.where, entry.element.key) for entry in mine}
         return [
             entry
-            for entry, found in zip(entries, self._present(entries), strict=True)
+            for entry, found in zip(entries, self._maps.present(entries), strict=True)
             if found is None or (entry.version, entry.where, entry.element.key) in keys
         ]
 
@@ -192,17 +191,6 @@ class HostPorts:
             for other in self._records.leading(holder, without=record.name).ports
         )
 
-    def _present(self, entries: Sequence[Entry]) -> list[Element | None]:
-        """What the kernel has under the same keys; None for what it has not."""
-        answers = self._netfilter.batch(
-            [
-                nftsets.get_element(entry.version, ruleset.TABLE, entry.where, entry.element.key)
-                for entry in entries
-            ]
-        )
-        found = [nftsets.decode_elements([answer]) if answer else [] for answer in answers]
-        return [elements[0] if elements else None for elements in found]
-
     # --- CHECK, GC, upkeep ------------------------------------------------------------------------
 
     def check(self, record: PortRecord) -> list[str]:
@@ -213,7 +201,7 @@ class HostPorts:
         if self._records.sound(record.name) != record:
             found.append("host ports: the node has no record of them, or another")
         entries = list(entries_of(self._records.leading(record)))
-        for entry, present in zip(entries, self._present(entries), strict=True):
+        for entry, present in zip(entries, self._maps.present(entries), strict=True):
             if present is None:
                 found.append(f"host port {entry.port.where}: its element of {entry.where} is gone")
             elif not entry.shared and present != entry.element:
@@ -241,25 +229,17 @@ class HostPorts:
         with self._records.locked():
             if broken := self._records.broken():
                 self._discard(broken)
-            ports = self._remove_lost(network, valid)
+            ports = self._remove_lost(lambda: self._lost(network, valid))
         _forget_closed(self._route_socket, ports)
 
-    def _remove_lost(self, network: str, valid: frozenset[Attachment]) -> tuple[HostPort, ...]:
-        for _ in range(_TRIES):
-            gone = self._lost(network, valid)
-            try:
-                self._transact(removals(gone))
-            except KernelError as e:
-                if e.errno != errnos.ENOENT:
-                    raise
-                continue
-            return tuple(entry.port for entry in gone if not entry.shared)
-        raise KernelError(errnos.EAGAIN, "remove host ports", "somebody else changes them as well")
-
     def _lost(self, network: str, valid: frozenset[Attachment]) -> list[Entry]:
-        from cni_plugin.kernel import lostports  # only a GC needs it
+        from cni_plugin.kernel import lostports  # hardly a call needs it
 
-        return lostports.find(self._netfilter, self._records, network, valid)
+        return lostports.of_network(lostports.find(self._netfilter, self._records), network, valid)
+
+    def _remove_lost(self, look: Callable[[], list[Entry]]) -> tuple[HostPort, ...]:
+        gone, _ = self._maps.change(lambda: (look(), ()))
+        return tuple(entry.port for entry in gone if not entry.shared)
 
     def restore(self) -> None:
         """Make the maps hold what the records say, and nothing else: somebody emptied the ruleset.
@@ -271,25 +251,9 @@ class HostPorts:
 
     def _restore(self) -> None:
         records = self._records.everything().values()
-        maps = {(version, name) for version in _VERSIONS for name in self._maps(version)}
-        emptied = [
-            nftsets.flush_elements(version, ruleset.TABLE, name) for version, name in sorted(maps)
-        ]
-        entries = [
-            entry
-            for record in records
-            for entry in entries_of(record)
-            if (entry.version, entry.where) in maps
-        ]
-        self._transact([*emptied, *additions(entries)])
+        self._maps.refill(records)
         for link in {record.localnet for record in records if record.localnet}:
             self._localnet.restore(link)
-
-    def _maps(self, version: int) -> list[str]:
-        """Those that are there: a family without pods needs none."""
-        sets = self._netfilter.dump(nftsets.dump_sets(version, ruleset.TABLE))
-        there = {entry.get_attr("NFTA_SET_NAME") for entry in sets}
-        return [name for name in MAPS if name in there]
 
     def remove_all(self) -> None:
         """Forget every host port of the node; the maps may be gone already."""
@@ -299,14 +263,6 @@ class HostPorts:
                 if record is not None:
                     self._close(name, record)
             self._records.clear()
-
-
-def _held(port: HostPort, holder: str) -> CniError:
-    return CniError(
-        Code.LINK_CONFLICT,
-        f"runtimeConfig.portMappings: host port {port.where} is held by {holder}",
-        "delete that pod first, or give this one another hostPort or hostIP",
-    )
 
 
 def _forget_opened(route_socket: RouteSocket, ports: tuple[HostPort, ...]) -> None:

@@ -5,6 +5,7 @@ They lead to whoever gets the pod's address next. Only their comments tell whose
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 
@@ -17,11 +18,11 @@ from cni_plugin.kernel.portelements import MAPS, Entry, entries_of
 from cni_plugin.kernel.portrecords import PortRecords
 from cni_plugin.spec import Attachment
 
+_WHOSE = re.compile(r"[^ ]+ [^ ]+ [^ ]+|.*~veth[0-9a-f]+")  # as `PortRecord.comment` writes it
 
-def find(
-    netfilter: NetfilterSocket, records: PortRecords, network: str, valid: frozenset[Attachment]
-) -> list[Entry]:
-    """Those of the network's attachments that are not valid: 10 ms where there are 1,000 elements.
+
+def find(netfilter: NetfilterSocket, records: PortRecords) -> list[Entry]:
+    """Those that no record has: 10 ms where there are 1,000 elements.
 
     With the lock of the records in hand it is right; without it a pod that comes or goes may be
     among them.
@@ -40,7 +41,16 @@ def find(
     ]
     if not present:
         return []
-    return _without_record(present, records.everything().values(), network, valid)
+    known = {
+        (entry.version, entry.where, bytes(entry.element.key))
+        for record in records.everything().values()
+        for entry in entries_of(record)
+    }
+    return [
+        entry
+        for entry in present
+        if (entry.version, entry.where, bytes(entry.element.key)) not in known
+    ]
 
 
 def _meant(version: int, where: str, elements: Iterable[Element]) -> Iterator[Entry]:
@@ -63,28 +73,25 @@ def _meant(version: int, where: str, elements: Iterable[Element]) -> Iterator[En
         yield Entry(version, where, element, port)
 
 
-def _without_record(
-    present: Iterable[Entry],
-    records: Iterable[PortRecord],
-    network: str,
-    valid: Iterable[Attachment],
-) -> list[Entry]:
-    """Those elements that no record has and whose comment is of an attachment of the network that
-    is not valid.
+def of_attachment(lost: Iterable[Entry], record: PortRecord) -> list[Entry]:
+    """Those of them that are of the record's attachment."""
+    return [entry for entry in lost if entry.element.comment == record.comment]
+
+
+def of_any(lost: Iterable[Entry]) -> list[Entry]:
+    """Those that an attachment left, by the look of their comments, and no stranger."""
+    return [entry for entry in lost if _WHOSE.fullmatch(entry.element.comment)]
+
+
+def of_network(lost: Iterable[Entry], network: str, valid: Iterable[Attachment]) -> list[Entry]:
+    """Those of the network's attachments that are not valid.
 
     One with a long comment, which is closed with a hash, does not tell its network, and is left to
     `HostPorts.restore`.
     """
-    known = {
-        (entry.version, entry.where, bytes(entry.element.key))
-        for record in records
-        for entry in entries_of(record)
-    }
     alive = {PortRecord(each, network, "", True, ()).comment for each in valid}
     return [
         entry
-        for entry in present
-        if (entry.version, entry.where, bytes(entry.element.key)) not in known
-        and entry.element.comment not in alive
-        and entry.element.comment.split(" ")[2:] == [network]
+        for entry in lost
+        if entry.element.comment not in alive and entry.element.comment.split(" ")[2:] == [network]
     ]

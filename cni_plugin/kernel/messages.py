@@ -6,9 +6,9 @@ which is what an error says. Nothing here talks to the kernel.
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from functools import lru_cache
 
-from cni_plugin.datapath import ROUTE_PROTOCOL, SCOPE_LINK, HostVeth, PodLink, default_network
+from cni_plugin.datapath import ROUTE_PROTOCOL, SCOPE_LINK, HostVeth, PodLink
 from cni_plugin.drift import MAIN_TABLE
 from cni_plugin.kernel import codec
 from cni_plugin.kernel.bare import ifaddrmsg, ifinfmsg, ndmsg, rtmsg
@@ -50,6 +50,11 @@ def _message(cls: Any, value: dict[str, Any], kind: int, flags: int, what: str) 
     return Message(codec.encode(cls, value), kind, flags, what)
 
 
+# To put one together takes longer than to send it. These are the same for many pods: the bridge's,
+# and those of links that have the same name and index in each sandbox.
+_same_for_many_pods = lru_cache(maxsize=64)
+
+
 def family(version: int) -> int:
     """AF_INET or AF_INET6 for an IP version."""
     return AF_INET if version == 4 else AF_INET6
@@ -58,6 +63,7 @@ def family(version: int) -> int:
 # --- links ------------------------------------------------------------------------------------
 
 
+@_same_for_many_pods
 def get_link(name: str) -> Message:
     attrs = [("IFLA_IFNAME", name), ("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)]
     return _message(ifinfmsg, {"attrs": attrs}, RTM_GETLINK, NLM_F_REQUEST, f"look up link {name}")
@@ -153,6 +159,7 @@ def _port_flags(**flags: bool) -> tuple[str, Any]:
     return "IFLA_LINKINFO", {"attrs": slave}
 
 
+@_same_for_many_pods
 def no_link_local(index: int, name: str) -> Message:
     """Let IPv6 give the link no address of its own."""
     settings = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _GEN_MODE_NONE)]})]}
@@ -160,6 +167,7 @@ def no_link_local(index: int, name: str) -> Message:
     return _message(ifinfmsg, value, RTM_NEWLINK, CHANGE, f"keep link-local addresses off {name}")
 
 
+@_same_for_many_pods
 def link_up(index: int, name: str) -> Message:
     value = {"index": index, "flags": IFF_UP, "change": IFF_UP}
     return _message(ifinfmsg, value, RTM_NEWLINK, CHANGE, f"set link {name} up")
@@ -206,6 +214,7 @@ def delete_address(address: IPInterface, index: int, link: str) -> Message:
     return _message(ifaddrmsg, value, RTM_DELADDR, CHANGE, f"remove address {address} from {link}")
 
 
+@_same_for_many_pods
 def dump_addresses(index: int = 0) -> Message:
     """All addresses, or those of one link; the kernel filters on a strict socket."""
     value = {"index": index, "family": AF_UNSPEC}
@@ -286,17 +295,6 @@ def forget_neighbour(address: IPAddress, index: int) -> Message:
         "attrs": [("NDA_DST", str(address))],
     }
     return _message(ndmsg, value, RTM_DELNEIGH, CHANGE, f"forget neighbour {address}")
-
-
-def network_of(entry: Any) -> IPNetwork | None:
-    """The destination of a decoded route; None for a family that is not IP's."""
-    version = {AF_INET: 4, AF_INET6: 6}.get(entry["family"])
-    if version is None:
-        return None
-    dst = entry.get_attr("RTA_DST")
-    if dst is None:
-        return default_network(version)
-    return ip_network(f"{dst}/{entry['dst_len']}")
 
 
 REPLIES = {RTM_NEWLINK: ifinfmsg, RTM_NEWADDR: ifaddrmsg, RTM_NEWROUTE: rtmsg}

@@ -5,34 +5,25 @@ Pure. What stands here is shown in nft's language, with the reasons, in docs/dat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from sys import byteorder
 
 from cni_plugin import ruleset
 from cni_plugin.kernel import expressions as ex
 from cni_plugin.kernel.nftmessages import Expression
-from cni_plugin.kernel.nftsets import Element
-from cni_plugin.ruleset import FamilyRules, Range
-from cni_plugin.typed import Any, NamedTuple
+from cni_plugin.kernel.setlayout import (
+    ADDRESS_BYTES,
+    IFNAME_BYTES,
+    SetLayout,
+    link_bytes,
+    port_bytes,
+    sets,
+)
+from cni_plugin.ruleset import FamilyRules
+from cni_plugin.typed import NamedTuple
 
 _PREROUTING, _INPUT, _FORWARD, _OUTPUT, _POSTROUTING = 0, 1, 2, 3, 4  # NF_INET_*
 _RAW, _BEHIND_DSTNAT, _FILTER, _BEHIND_SRCNAT = -300, -95, 0, 105
-# nft's numbers of types, which the kernel stores for it (nftables, include/datatype.h).
-_ADDRESS = {4: 7, 6: 8}
-ADDRESS_BYTES = {4: 4, 6: 16}
-_INET_PROTO, _INET_SERVICE, _IFNAME = 12, 13, 41
-_IFNAME_BYTES = 16
-# NFTNL_UDATA_SET_KEYBYTEORDER (libnftnl): without it nft shows a link's name as an empty one.
-_NATIVE = b"\0\4" + (1).to_bytes(4, byteorder)
-_INTERVAL, _MAP, _CONCAT = 0x4, 0x8, 0x80  # NFT_SET_*
-
-
-class SetLayout(NamedTuple):
-    """A set or map with nft_set_msg's attributes; `elements` None: they are not static."""
-
-    name: str
-    attributes: dict[str, Any]
-    elements: tuple[Element, ...] | None
 
 
 class ChainLayout(NamedTuple):
@@ -53,92 +44,7 @@ class TableLayout(NamedTuple):
 
 def table(family: FamilyRules, mark: int) -> TableLayout:
     """The table of a family; a chain stands behind those that it jumps to."""
-    return TableLayout(family.version, tuple(_sets(family)), tuple(_chains(family, mark)))
-
-
-# --- sets -------------------------------------------------------------------------------------
-
-
-def _sets(family: FamilyRules) -> Iterator[SetLayout]:
-    version = family.version
-    if family.masquerade:
-        yield _addresses(version, ruleset.MASQUERADE, family.masquerade)
-        yield _addresses(version, ruleset.DIRECT, family.direct)
-    if family.host_ports:
-        yield _addresses(version, ruleset.PODS, family.pods)
-        port = _type(_INET_PROTO, _INET_SERVICE), 8
-        own_port = _type(_ADDRESS[version], *(_INET_PROTO, _INET_SERVICE))
-        target = _type(_ADDRESS[version], _INET_SERVICE), ADDRESS_BYTES[version] + 4
-        yield SetLayout(ruleset.UNMASKED_PORTS, _set(*port), None)
-        yield SetLayout(ruleset.HOST_PORTS, _map(*port, *target), None)
-        key = own_port, ADDRESS_BYTES[version] + 8
-        yield SetLayout(ruleset.HOST_PORTS_IP, _map(*key, *target), None)
-    if family.closed:
-        once = tuple(Element(_link(name)) for name in family.closed)
-        twice = tuple(Element(_link(name) * 2) for name in family.within)
-        yield SetLayout(ruleset.CLOSED, _LINKS, once)
-        yield SetLayout(ruleset.WITHIN, _set(_type(_IFNAME, _IFNAME), 2 * _IFNAME_BYTES), twice)
-    if family.nodes:
-        yield from _overlay_sets(family)
-
-
-def _overlay_sets(family: FamilyRules) -> Iterator[SetLayout]:
-    """A rule names what is there once: a look into a set costs each packet more."""
-    size = ADDRESS_BYTES[family.version]
-    nodes = tuple(Element(number.to_bytes(size, "big")) for number in family.nodes)
-    yield SetLayout(ruleset.NODES, _set(_ADDRESS[family.version], size), nodes)
-    if len(family.overlay_ports) > 1:
-        ports = tuple(Element(_port(port)) for port in family.overlay_ports)
-        yield SetLayout(ruleset.OVERLAY_PORTS, _set(_INET_SERVICE, 2), ports)
-    if len(family.pod_links) > 1:
-        links = tuple(Element(_link(name)) for name in family.pod_links)
-        yield SetLayout(ruleset.POD_LINKS, _LINKS, links)
-
-
-def _type(*parts: int) -> int:
-    """nft's number of a concatenation: six bits for each part."""
-    number = 0
-    for part in parts:
-        number = number << 6 | part
-    return number
-
-
-def _set(key_type: int, key_bytes: int, flags: int = 0) -> dict[str, Any]:
-    return {
-        "NFTA_SET_FLAGS": flags,
-        "NFTA_SET_KEY_TYPE": key_type,
-        "NFTA_SET_KEY_LEN": key_bytes,
-    }
-
-
-_LINKS = {**_set(_IFNAME, _IFNAME_BYTES), "NFTA_SET_USERDATA": _NATIVE}
-
-
-def _map(key_type: int, key_bytes: int, data_type: int, data_bytes: int) -> dict[str, Any]:
-    data = {"NFTA_SET_DATA_TYPE": data_type, "NFTA_SET_DATA_LEN": data_bytes}
-    return {**_set(key_type, key_bytes, _MAP), **data}
-
-
-def _addresses(version: int, name: str, ranges: tuple[Range, ...]) -> SetLayout:
-    attributes = _set(_ADDRESS[version], ADDRESS_BYTES[version], _INTERVAL)
-    return SetLayout(name, attributes, tuple(intervals(version, ranges)))
-
-
-def intervals(version: int, ranges: Iterable[Range]) -> Iterator[Element]:
-    """The elements of a set of addresses: where each range begins, and what comes behind it."""
-    size = ADDRESS_BYTES[version]
-    for first, last in ranges:
-        yield Element(first.to_bytes(size, "big"))
-        if (last + 1) >> 8 * size == 0:  # else it is open: to the last address
-            yield Element((last + 1).to_bytes(size, "big"), end=True)
-
-
-def _port(number: int) -> bytes:
-    return number.to_bytes(2, "big")
-
-
-def _link(name: str) -> bytes:
-    return name.encode().ljust(_IFNAME_BYTES, b"\0")
+    return TableLayout(family.version, tuple(sets(family)), tuple(_chains(family, mark)))
 
 
 # --- chains -----------------------------------------------------------------------------------
@@ -199,7 +105,7 @@ def _guard_rules(family: FamilyRules) -> Iterator[tuple[Expression, ...]]:
         if len(family.own) == 1:
             own = ex.compare(_own_address(family), equal=False)
             others = ex.destination(family.version), own
-        yield *_to_overlay_port(family), *others, ex.jump(ruleset.CHAIN_OVERLAY)
+        yield *_to_overlayport_bytes(family), *others, ex.jump(ruleset.CHAIN_OVERLAY)
 
 
 def _overlay_rules(family: FamilyRules) -> Iterator[tuple[Expression, ...]]:
@@ -214,19 +120,19 @@ def _overlay_rules(family: FamilyRules) -> Iterator[tuple[Expression, ...]]:
 def _input_rules(family: FamilyRules) -> Iterator[tuple[Expression, ...]]:
     """The overlay takes packets from nodes alone, sent to the addresses that nodes know. By a link
     that pods send by, they have to be sent to that link's own address."""
-    at_port = tuple(_to_overlay_port(family))
+    at_port = tuple(_to_overlayport_bytes(family))
     by_node = *at_port, *_to_own(family), *_from_node(family)
     yield *by_node, *_by_other_links(family), ex.accept()
     yield *by_node, *_TO_ADDRESS_OF_IN_LINK, ex.accept()
     yield *at_port, ex.drop()
 
 
-def _to_overlay_port(family: FamilyRules) -> Iterator[Expression]:
+def _to_overlayport_bytes(family: FamilyRules) -> Iterator[Expression]:
     if len(family.overlay_ports) > 1:
         yield from ex.to_udp_port_in(ruleset.OVERLAY_PORTS)
     else:
         yield from (ex.protocol(), ex.compare(_UDP))
-        yield from (ex.destination_port(), ex.compare(_port(family.overlay_ports[0])))
+        yield from (ex.destination_port(), ex.compare(port_bytes(family.overlay_ports[0])))
 
 
 def _to_own(family: FamilyRules) -> Iterator[Expression]:
@@ -251,7 +157,7 @@ def _by_other_links(family: FamilyRules) -> Iterator[Expression]:
     if len(family.pod_links) > 1:
         yield from (ex.in_link(), ex.in_set(ruleset.POD_LINKS, inside=False))
     elif family.pod_links:
-        yield from (ex.in_link(), ex.compare(_link(family.pod_links[0]), equal=False))
+        yield from (ex.in_link(), ex.compare(link_bytes(family.pod_links[0]), equal=False))
 
 
 def _host_port_rules(version: int, mark: int) -> Iterator[tuple[Expression, ...]]:
@@ -301,5 +207,5 @@ def _forward_rule() -> Iterator[Expression]:
     """From one closed bridge to another, or within one that is closed in itself."""
     yield from (ex.in_link(), ex.in_set(ruleset.CLOSED))
     yield from (ex.out_link(), ex.in_set(ruleset.CLOSED))
-    yield from (ex.in_link(0), ex.out_link(_IFNAME_BYTES // 4))
+    yield from (ex.in_link(0), ex.out_link(IFNAME_BYTES // 4))
     yield from (ex.in_set(ruleset.WITHIN, inside=False), ex.drop())

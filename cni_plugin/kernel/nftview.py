@@ -10,9 +10,10 @@ from cni_plugin.kernel import nftmessages as nft
 from cni_plugin.kernel import nftsets
 from cni_plugin.kernel.codec import Entry
 from cni_plugin.kernel.nfnetlink import NetfilterSocket
-from cni_plugin.kernel.nftlayout import SetLayout, TableLayout
+from cni_plugin.kernel.nftlayout import TableLayout
 from cni_plugin.kernel.nftmessages import Attributes, Expression
 from cni_plugin.kernel.nftsets import Element
+from cni_plugin.kernel.setlayout import SetLayout
 from cni_plugin.typed import Any, NamedTuple
 
 # Attributes as they stand in a message: NFTA_CHAIN_TYPE filter, NFTA_CHAIN_TABLE podwire.

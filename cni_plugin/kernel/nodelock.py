@@ -13,10 +13,9 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from time import monotonic, sleep
 
-from cni_plugin import waiting
 from cni_plugin.kernel.netns import OWN
+from cni_plugin.lockwait import LockWait
 from cni_plugin.spec import CniError, Code
 
 FOLDER = "/run/podwire"
@@ -76,8 +75,7 @@ def _locked(path: str, operation: int, fd: int | None) -> int:
 
     `fd` is the file, if it is open already; whatever fails closes it.
     """
-    deadline = monotonic() + _PATIENCE_S
-    pause = 0.0002
+    wait = LockWait(path, _PATIENCE_S)
     while True:
         if fd is None:
             make_folder()
@@ -90,15 +88,7 @@ def _locked(path: str, operation: int, fd: int | None) -> int:
             raise
         os.close(fd)
         fd = None
-        waiting.begins()
-        if monotonic() > deadline:
-            raise CniError(
-                Code.TRY_AGAIN_LATER,
-                f"{path}: another process holds this lock",
-                "it is held for milliseconds only: see who has it (fuser), and why it hangs",
-            )
-        sleep(pause)
-        pause = min(pause * 1.5, 0.01)
+        wait.pause()
 
 
 def _taken(path: str, fd: int, operation: int) -> bool:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno as errnos
 from collections.abc import Iterator
 from functools import lru_cache
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 from socket import if_indextoname
 
+from cni_plugin.datapath import default_network
 from cni_plugin.drift import LinkState, Observed, RouteState
 from cni_plugin.kernel import messages, sysctl
 from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.kernel.netns import inside
-from cni_plugin.spec import IPAddress, IPInterface
+from cni_plugin.spec import IPAddress, IPInterface, IPNetwork
 from cni_plugin.typed import Any
 
 _PORT_FORWARDING = 3  # BR_STATE_FORWARDING, include/uapi/linux/if_bridge.h
@@ -27,9 +28,7 @@ def link(route_socket: RouteSocket, name: str) -> LinkState | None:
 def state(entry: Any) -> LinkState:
     """A decoded link message as a `LinkState`."""
     info = entry.get_attr("IFLA_LINKINFO")
-    port = None
-    if info is not None and info.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge":
-        port = info.get_attr("IFLA_INFO_SLAVE_DATA")
+    port = _port(info)
     flags = entry["flags"]
     return LinkState(
         ifindex=entry["index"],
@@ -39,13 +38,29 @@ def state(entry: Any) -> LinkState:
         mtu=entry.get_attr("IFLA_MTU") or 0,
         up=bool(flags & messages.IFF_UP),
         promisc=bool(flags & messages.IFF_PROMISC),
-        forwarding=port is not None and port.get_attr("IFLA_BRPORT_STATE") == _PORT_FORWARDING,
+        forwarding=_forwards(port),
         master=entry.get_attr("IFLA_MASTER") or 0,
         peer=_peer(entry),
         alias=entry.get_attr("IFLA_IFALIAS") or "",
         hairpin=port is not None and bool(port.get_attr("IFLA_BRPORT_MODE")),
         isolated=port is not None and bool(port.get_attr("IFLA_BRPORT_ISOLATED")),
     )
+
+
+def is_forwarding(entry: Any) -> bool:
+    """Whether a bridge forwards for the link of a decoded message; the rest is left unread."""
+    return _forwards(_port(entry.get_attr("IFLA_LINKINFO")))
+
+
+def _port(info: Any) -> Any:
+    """What a bridge says of its port; None for a link that is none."""
+    if info is None or info.get_attr("IFLA_INFO_SLAVE_KIND") != "bridge":
+        return None
+    return info.get_attr("IFLA_INFO_SLAVE_DATA")
+
+
+def _forwards(port: Any) -> bool:
+    return port is not None and port.get_attr("IFLA_BRPORT_STATE") == _PORT_FORWARDING
 
 
 def _peer(entry: Any) -> int:
@@ -139,7 +154,7 @@ def routes(route_socket: RouteSocket, index: int = 0) -> tuple[RouteState, ...]:
     found: list[RouteState] = []
     for version in (4, 6):
         for entry in route_socket.dump(messages.dump_routes(version, index=index)):
-            dst = messages.network_of(entry)
+            dst = network_of(entry)
             if dst is None or entry["type"] != messages.RTN_UNICAST:
                 continue
             table = entry.get_attr("RTA_TABLE") or entry["table"]
@@ -147,6 +162,17 @@ def routes(route_socket: RouteSocket, index: int = 0) -> tuple[RouteState, ...]:
             hops = entry.get_attr("RTA_MULTIPATH") or [entry]
             found += [RouteState(dst, gateway(hop), table, entry["scope"]) for hop in hops]
     return tuple(found)
+
+
+def network_of(entry: Any) -> IPNetwork | None:
+    """The destination of a decoded route; None for a family that is not IP's."""
+    version = {messages.AF_INET: 4, messages.AF_INET6: 6}.get(entry["family"])
+    if version is None:
+        return None
+    dst = entry.get_attr("RTA_DST")
+    if dst is None:
+        return default_network(version)
+    return ip_network(f"{dst}/{entry['dst_len']}")
 
 
 def gateway(entry: Any) -> IPAddress | None:

@@ -1,26 +1,35 @@
-"""The VXLAN device of this node, and its neighbours and forwarding entries.
+"""The VXLAN device of this node.
 
 Ours is a VXLAN device named pwvx<vni> that has our alias, or the link-layer address that is
 derived for this node: a call that was killed may have left the alias out. Another link of that
-name is an error. The device learns nothing, has no group and no link-local address; what it knows
-is permanent and one entry for each peer.
+name is an error. One with our alias and another name is of a network as it was configured before,
+or somebody renamed it, and goes.
+
+The device learns nothing, has no group and no link-local address: it knows what `overlayentries`
+tells it.
 """
 
 from __future__ import annotations
 
 import errno as errnos
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from ipaddress import ip_address
 
-from cni_plugin.kernel import device, messages, observe, offload, overlaymessages, sysctl
+from cni_plugin.kernel import (
+    device,
+    messages,
+    observe,
+    offload,
+    overlaymessages,
+    overlayport,
+    sysctl,
+)
 from cni_plugin.kernel.netlink import KernelError, RouteSocket
-from cni_plugin.kernel.overlaymessages import NUD_PERMANENT, Vxlan
+from cni_plugin.kernel.overlaymessages import Vxlan
 from cni_plugin.spec import CniError, Code, IPInterface
 from cni_plugin.typed import Any, NamedTuple
 
 ALIAS = "podwire overlay"
-_NAME = re.compile(r"pwvx[1-9][0-9]{0,7}")
 _IPV6_LEAST_MTU = 1280  # RFC 8200, section 5
 # IPv6 routers drop what is too large instead of fragmenting it, and say so to the node. It passes
 # that on to the pod when a forwarded IPv4 packet is held against what was learned of the path,
@@ -30,8 +39,8 @@ _USE_LEARNED_MTU = "ipv4/ip_forward_use_pmtu"
 
 class Device(NamedTuple):
     """The overlay's device as it should be or is. `checksums` is whether it leaves these to what
-    comes behind it; `ifindex` is 0 where there is none yet. `plain` is whether it learns nothing
-    and has no group, `sound` whether it is up and ours by its alias."""
+    comes behind it; `ifindex` is 0 where there is none yet. `plain` is whether it learns nothing,
+    has no group and no TTL of its own, `sound` whether it is up and ours by its alias."""
 
     vxlan: Vxlan
     addresses: frozenset[IPInterface]
@@ -39,17 +48,6 @@ class Device(NamedTuple):
     ifindex: int = 0
     plain: bool = True
     sound: bool = True
-
-
-class Entries(NamedTuple):
-    """Addresses and link-layer addresses as the wire has them. `neighbours` maps gateways to
-    link-layer addresses, `tunnels` holds pairs of these and nodes' addresses."""
-
-    neighbours: Mapping[bytes, bytes]
-    tunnels: frozenset[tuple[bytes, bytes]]
-
-
-NOTHING = Entries({}, frozenset())
 
 
 def device_name(vni: int) -> str:
@@ -85,13 +83,14 @@ def look(route_socket: RouteSocket, name: str, mac: str) -> Device | None:
         data.get_attr("IFLA_VXLAN_LINK") or 0,
         link.mtu,
     )
-    learns = data.get_attr("IFLA_VXLAN_LEARNING") or _has_group(data)
+    odd = data.get_attr("IFLA_VXLAN_LEARNING") or _has_group(data)
+    odd = odd or data.get_attr("IFLA_VXLAN_TTL")  # too low a one ends at a router
     return Device(
         vxlan,
         frozenset(a for a in observe.addresses(route_socket, link.ifindex) if not _local(a)),
         offload.tx_checksum(route_socket, name),
         link.ifindex,
-        not learns,
+        not odd,
         link.up and link.alias == ALIAS and _minds_path(vxlan),
     )
 
@@ -109,32 +108,17 @@ def _local(address: IPInterface) -> bool:
 
 
 def strays(route_socket: RouteSocket, kept: str = "") -> list[str]:
-    """The names of our devices, without `kept`: of networks as they were configured before."""
+    """The names of our devices, without `kept`."""
     links = [observe.state(e) for e in route_socket.dump(messages.dump_links(kind="vxlan"))]
-    return [
-        link.name
-        for link in links
-        if link.name != kept and link.alias == ALIAS and _NAME.fullmatch(link.name)
-    ]
+    return [link.name for link in links if link.name != kept and link.alias == ALIAS]
 
 
-def entries(route_socket: RouteSocket, index: int) -> Entries:
-    """The permanent neighbours and forwarding entries of the device."""
-    neighbours: dict[bytes, bytes] = {}
-    for version in (4, 6):
-        for entry in route_socket.dump(overlaymessages.dump_neighbours(index, version)):
-            if entry["ifindex"] == index and entry["state"] & NUD_PERMANENT:
-                neighbours[_packed(entry, "NDA_DST")] = _packed(entry, "NDA_LLADDR")
-    tunnels = frozenset(
-        (_packed(entry, "NDA_LLADDR"), _packed(entry, "NDA_DST"))
-        for entry in route_socket.dump(overlaymessages.dump_tunnels(index))
-        if entry["ifindex"] == index
-    )
-    return Entries(neighbours, tunnels)
-
-
-def _packed(entry: Any, name: str) -> bytes:
-    return entry.get_attr(name) or b""
+def make_room(route_socket: RouteSocket, names: Iterable[str], wanted: Device) -> None:
+    """Remove those of our devices that have the wanted one's VNI and port."""
+    for name in names:
+        entry = route_socket.get(messages.get_link(name))
+        if entry is not None and overlayport.holds(entry, wanted.vxlan):
+            remove(route_socket, name)
 
 
 # --- the device -----------------------------------------------------------------------------------
@@ -250,68 +234,11 @@ def refuse_small_mtu(wanted: Device) -> None:
 
 def _explained(route_socket: RouteSocket, error: KernelError, vxlan: Vxlan) -> CniError:
     if error.errno == errnos.EEXIST:
-        return CniError(
-            Code.LINK_CONFLICT,
-            f"vxlan.vni: another VXLAN device of this node{_holder(route_socket, vxlan)} has VNI"
-            f" {vxlan.vni} at port {vxlan.port}",
-            "choose another vxlan.vni or vxlan.port on all nodes, or remove that device",
-        )
+        return overlayport.vni_taken(vxlan, overlayport.holder(route_socket, vxlan))
     if error.errno == errnos.EADDRINUSE:
-        return CniError(
-            Code.LINK_CONFLICT,
-            f"vxlan.port: UDP port {vxlan.port} of this node is taken",
-            "choose another vxlan.port on all nodes; `ss -lunp` shows who has it",
-        )
+        return overlayport.port_taken(vxlan)
     if error.errno == errnos.EOPNOTSUPP:
         error.details = "the kernel lacks VXLAN: load the module vxlan, or set backend to host-gw"
     if error.errno == errnos.EINVAL and vxlan.mtu:
         error.details = f"is the MTU, {vxlan.mtu} bytes, more than the underlay leaves? (vxlan.mtu)"
     return error
-
-
-def _holder(route_socket: RouteSocket, vxlan: Vxlan) -> str:
-    """The name of the device that has our network identifier and port, if it can be found."""
-    for entry in route_socket.dump(messages.dump_links(kind="vxlan"), whole=False):
-        data = entry.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
-        pair = data.get_attr("IFLA_VXLAN_ID"), data.get_attr("IFLA_VXLAN_PORT")
-        if pair == (vxlan.vni, vxlan.port):
-            return f", {entry.get_attr('IFLA_IFNAME')},"
-    return ""
-
-
-# --- its entries ----------------------------------------------------------------------------------
-
-
-def add_entries(route_socket: RouteSocket, index: int, wanted: Entries, present: Entries) -> int:
-    """Make what is wanted and not there; how many."""
-    batch = [
-        overlaymessages.add_tunnel(index, mac, dst) for mac, dst in wanted.tunnels - present.tunnels
-    ]
-    batch += [
-        overlaymessages.add_neighbour(index, dst, mac)
-        for dst, mac in wanted.neighbours.items()
-        if present.neighbours.get(dst) != mac
-    ]
-    route_socket.batch(batch)
-    return len(batch)
-
-
-def lacking(wanted: Entries, present: Entries) -> int:
-    """How many entries are wanted and not there."""
-    neighbours = wanted.neighbours.items() - present.neighbours.items()
-    return len(neighbours) + len(wanted.tunnels - present.tunnels)
-
-
-def remove_entries(route_socket: RouteSocket, index: int, wanted: Entries, present: Entries) -> int:
-    """Remove what is there and not wanted, what `add_entries` replaced left out; how many."""
-    batch = [
-        overlaymessages.delete_tunnel(index, mac, dst)
-        for mac, dst in present.tunnels - wanted.tunnels
-    ]
-    batch += [
-        overlaymessages.delete_neighbour(index, dst, mac)
-        for dst, mac in present.neighbours.items()
-        if dst not in wanted.neighbours
-    ]
-    route_socket.batch(batch, ignore=(errnos.ENOENT, errnos.ESRCH))
-    return len(batch)

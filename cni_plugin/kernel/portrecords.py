@@ -14,22 +14,17 @@ Rules:
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from time import monotonic, sleep
+from contextlib import AbstractContextManager, suppress
 
-from cni_plugin import portrecord, waiting
+from cni_plugin import portrecord
 from cni_plugin.hostports import HostPort, PortRecord
-from cni_plugin.kernel.nodelock import make_folder
+from cni_plugin.kernel import portlock
 from cni_plugin.kernel.statefolder import StateFolder
 from cni_plugin.spec import CniError, Code
 
-_LOCK = ".lock"  # begins like an unfinished file: `StateFolder.names` leaves it out
-_PATIENCE_S = 10.0
-_PAUSE_S = 0.0002
 _NAME = 15  # characters at most in a record's name, a link's
 _LOCALNET = "localnet."  # how a link's file begins
 _BEFORE = "before"  # in a link's file: it carried 127.0.0.1 before any port needed it
@@ -45,19 +40,9 @@ class PortRecords:
     def __init__(self, folder: StateFolder) -> None:
         self._folder = folder
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the lock. Raises CniError: 11 when it can't be had in time, 5 for its file."""
-        path = f"{self._folder.path}/{_LOCK}"
-        try:
-            fd = _locked(path)
-        except OSError as e:
-            remedy = "it must be a folder of root's that can be written"
-            raise CniError(Code.IO_FAILURE, f"{path}: {e.strerror}", remedy) from e
-        try:
-            yield
-        finally:
-            os.close(fd)
+        return portlock.held(self._folder)
 
     # --- records ---------------------------------------------------------------------------
 
@@ -259,9 +244,14 @@ class PortRecords:
         """No record needs the link any more, or nobody knows of one."""
         self.discard(_localnet(link))
 
+    def note_whole(self) -> None:
+        """No element is without a record now. Where that can't be written the next DEL looks."""
+        with suppress(CniError):
+            self._folder.write(portlock.WHOLE, b"")
+
     def clear(self) -> None:
         """Remove all files, and the folder's lock."""
-        for name in (*self._folder.names(), _LOCK):
+        for name in (*self._folder.names(), portlock.NAME, portlock.WHOLE):
             self.discard(name)
 
 
@@ -277,38 +267,3 @@ def _claim(port: HostPort) -> str:
 
 def _claims(ports: tuple[HostPort, ...]) -> dict[str, None]:
     return dict.fromkeys(_claim(port) for port in ports)
-
-
-def _locked(path: str) -> int:
-    """The open lock file with the lock on it. Raises OSError."""
-    deadline = monotonic() + _PATIENCE_S
-    while True:
-        fd = _opened(path)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(fd).st_nlink:
-                return fd
-        except BlockingIOError:
-            pass
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-        waiting.begins()
-        if monotonic() > deadline:
-            raise CniError(
-                Code.TRY_AGAIN_LATER,
-                f"{path}: another process holds this lock",
-                "it is held for milliseconds only: see who has it (fuser), and why it hangs",
-            )
-        sleep(_PAUSE_S)
-
-
-def _opened(path: str) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, 0o600)
-    except FileNotFoundError:
-        make_folder()
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        return os.open(path, flags, 0o600)

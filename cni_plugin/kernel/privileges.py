@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 from cni_plugin.spec import CniError, Code
 
 _NEEDED = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN"}  # capabilities(7)
 
 
+@cache  # of success alone: who has them loses them by a call of its own, and there is none
 def require() -> None:
     """Raises CniError 110 that names the capabilities this thread lacks."""
     effective = _effective()

@@ -147,7 +147,7 @@ class KernelRouteTable:
         hops = {hop.dst: hop for hop in wanted}
         for version in {dst.version for dst in hops}:
             for entry in self._socket.dump(messages.dump_routes(version, table=MAIN_TABLE)):
-                dst = messages.network_of(entry)
+                dst = observe.network_of(entry)
                 if dst in hops and entry["proto"] != ROUTE_PROTOCOL:
                     raise _obstructed(hops[dst])
 
@@ -160,7 +160,7 @@ class KernelRouteTable:
         for hop, entry in zip(wanted, answers, strict=True):
             if entry is None or entry["proto"] == ROUTE_PROTOCOL:
                 continue
-            if messages.network_of(entry) == hop.dst:
+            if observe.network_of(entry) == hop.dst:
                 raise _obstructed(hop)
 
     def refuse_distant(self, wanted: Sequence[Hop]) -> None:

@@ -34,6 +34,7 @@ from cni_plugin.typed import Any, NamedTuple
 _SIOCGIFNAME = 0x8910
 _IFREQ = struct.Struct("16si20x")  # struct ifreq: the name, and a number
 _GONE = (errnos.ENODEV, errnos.ENOENT, errnos.EINVAL)  # EINVAL: the queue is not ours
+_TWICE = "if an earlier plugin of the list limits the pod as well, leave bandwidth to one of them"
 _LACKING = (errnos.EOPNOTSUPP, errnos.ENOENT)  # what the kernel says of a kind it does not know
 
 
@@ -94,7 +95,7 @@ def _create_ifb(
             raise CniError(
                 Code.INTERFACE_EXISTS,
                 f"the host already has the device {name} of this attachment",
-                "an earlier ADD was not followed by DEL: call DEL, then ADD again",
+                f"{_TWICE}; or an earlier ADD was not followed by DEL: call DEL, then ADD again",
             ) from e
         undo.callback(_remove_ifb, route_socket, name)  # its reply may be all that was lost
         raise
@@ -128,6 +129,8 @@ def _send(route_socket: RouteSocket, steps: Sequence[_Step]) -> None:
         # A kernel without IPv6 has no addresses to keep off.
         route_socket.batch([step.message for step in steps], ignore=(errnos.EAFNOSUPPORT,))
     except KernelError as e:
+        if e.errno == errnos.EEXIST:
+            e.details = f"it has a queue of somebody's; {_TWICE}, or remove that queue"
         for step in steps:
             if step.modules and e.errno in _LACKING and _concerns(e, step.message):
                 e.details = _missing(step.modules, e.msg)

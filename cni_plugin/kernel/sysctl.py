@@ -20,6 +20,7 @@ from cni_plugin.kernel import libc
 from cni_plugin.spec import CniError, Code
 
 _ROOT = "/proc/sys/net/"
+_BELOW = "sys/net/"  # a private root
 FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # the same on all architectures
 _CLOEXEC = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
@@ -31,10 +32,12 @@ _USES = 64  # look-ups in a private root before the next one
 class Folder:
     """Sysctls with a common path, such as "ipv6/conf/eth0/", in the namespace it was opened in."""
 
-    def __init__(self, path: str, fd: int | None = None) -> None:
-        """`fd` is the folder, opened for its name only; None looks up each path from the root."""
+    def __init__(self, path: str, fd: int | None = None, below: str = "") -> None:
+        """`fd` is the folder, or what has it as `below`, opened for its name only; it stays the
+        caller's. None looks up each path from the root."""
         self._path = path
         self._fd = fd
+        self._below = below
 
     def read(self, name: str) -> str | None:
         """The value; None where the kernel has no such sysctl."""
@@ -75,7 +78,7 @@ class Folder:
             self.write(name, value)
 
     def _open(self, name: str, flags: int) -> int:
-        path = name if self._fd is not None else f"{_ROOT}{self._path}{name}"
+        path = self._below + name if self._fd is not None else f"{_ROOT}{self._path}{name}"
         try:
             return os.open(path, flags | os.O_CLOEXEC, dir_fd=self._fd)
         except OSError as e:
@@ -127,11 +130,17 @@ class Sysctls:
             os.close(self._root)
             self._root = None
 
+    @property
+    def _all(self) -> Folder:
+        """For who needs no more than one of a folder."""
+        root = self._private()
+        return _NET if root is None else Folder("", root, _BELOW)
+
     @contextmanager
     def folder(self, path: str) -> Iterator[Folder]:
         """The sysctls below `path`, which ends with a slash."""
         root = self._private()
-        name = _ROOT + path if root is None else f"sys/net/{path}"
+        name = _ROOT + path if root is None else _BELOW + path
         try:
             fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
         except FileNotFoundError:  # a kernel without IPv6
@@ -185,17 +194,13 @@ class Sysctls:
     def generate_link_local(self, link: str) -> None:
         """Let a link that was kept from it have its IPv6 link-local address, by the way that is
         usual in its namespace."""
-        with self.folder("ipv6/conf/default/") as folder:
-            usual = folder.read("addr_gen_mode")
+        usual = self._all.read("ipv6/conf/default/addr_gen_mode")
         if usual is not None:
-            with self.folder(f"ipv6/conf/{link}/") as folder:
-                folder.write("addr_gen_mode", usual, required=False)
+            self._all.write(f"ipv6/conf/{link}/addr_gen_mode", usual, required=False)
 
     def forward(self, version: int) -> None:
         """Let the node forward packets of an IP version."""
-        path, _, name = FORWARDING[version].rpartition("/")
-        with self.folder(f"{path}/") as folder:
-            folder.ensure(name, "1")
+        self._all.ensure(FORWARDING[version], "1")
 
 
 def private_root() -> int:

@@ -6,16 +6,17 @@ it should be, all chains are written anew, in the same transaction; sets and map
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from cni_plugin import ruleset
 from cni_plugin.alike import same_ends
-from cni_plugin.kernel import nftlayout, nftsets, nftview
 from cni_plugin.kernel import nftmessages as nft
+from cni_plugin.kernel import nftsets, nftview, setlayout
 from cni_plugin.kernel.messages import Message
-from cni_plugin.kernel.nftlayout import ChainLayout, SetLayout, TableLayout
+from cni_plugin.kernel.nftlayout import ChainLayout, TableLayout
 from cni_plugin.kernel.nftsets import Element
 from cni_plugin.kernel.nftview import ChainState, RuleState, TableState
+from cni_plugin.kernel.setlayout import SetLayout
 from cni_plugin.ruleset import TABLE, FamilyRules, NodeRules
 from cni_plugin.typed import Any, NamedTuple
 
@@ -58,19 +59,25 @@ def table_repairs(
         yield Repair(f"the nftables table {name} is missing", _whole(wanted), _maps(wanted))
         return
     changed = [s.name for s in wanted.sets if seen.sets[s.name] not in (None, s.attributes)]
-    if changed or rebuild:
+    wrong = _wrong_chains(wanted, seen, chains)
+    # The kernel takes no chain in the transaction that wakes the table (EINVAL).
+    if changed or rebuild or (seen.flags and wrong):
         messages = (nft.delete_table(wanted.version, TABLE), *_whole(wanted))
-        words = f"the sets {', '.join(changed)} of the nftables table {name} are of another kind"
-        yield Repair(words, messages, _maps(wanted))
+        yield Repair(_why_anew(name, changed), messages, _maps(wanted))
         return
     if seen.flags:
         awake = nft.add_table(wanted.version, TABLE)
         yield Repair(f"the nftables table {name} is dormant", (awake,))
     yield from _set_repairs(wanted, seen)
-    wrong = _wrong_chains(wanted, seen, chains)
     if wrong:
         words = f"the chains {', '.join(wrong)} of the nftables table {name} are not as they were"
         yield Repair(words, tuple(_rewritten(wanted, chains)))
+
+
+def _why_anew(name: str, changed: Sequence[str]) -> str:
+    if changed:
+        return f"the sets {', '.join(changed)} of the nftables table {name} are of another kind"
+    return f"the nftables table {name} is not as it was"
 
 
 def _name(version: int) -> str:
@@ -188,20 +195,20 @@ def address_changes(former: NodeRules, rules: NodeRules) -> list[Repair] | None:
 def _range_changes(was: FamilyRules, family: FamilyRules) -> tuple[Message, ...] | None:
     """None for ranges up to the last address of all, whose ends the set does not hold."""
     gone, new = _difference(was.direct, family.direct)
-    version, size = family.version, nftlayout.ADDRESS_BYTES[family.version]
+    version, size = family.version, setlayout.ADDRESS_BYTES[family.version]
     if any((last + 1) >> 8 * size for _, last in (*gone, *new)):
         return None
     return (
         *nftsets.delete_elements(
-            version, TABLE, ruleset.DIRECT, [*nftlayout.intervals(version, gone)]
+            version, TABLE, ruleset.DIRECT, [*setlayout.intervals(version, gone)]
         ),
-        *nftsets.add_elements(version, TABLE, ruleset.DIRECT, [*nftlayout.intervals(version, new)]),
+        *nftsets.add_elements(version, TABLE, ruleset.DIRECT, [*setlayout.intervals(version, new)]),
     )
 
 
 def _node_changes(was: FamilyRules, family: FamilyRules) -> tuple[Message, ...]:
     gone, new = _difference(was.nodes, family.nodes)
-    version, size = family.version, nftlayout.ADDRESS_BYTES[family.version]
+    version, size = family.version, setlayout.ADDRESS_BYTES[family.version]
     elements = [[Element(number.to_bytes(size, "big")) for number in each] for each in (gone, new)]
     return (
         *nftsets.delete_elements(version, TABLE, ruleset.NODES, elements[0]),

@@ -3,7 +3,7 @@
 Two sockets of multicast groups: rtnetlink's for links, addresses, routes and neighbours, and
 nftables'. A node with a hundred pods hears much that means nothing here: pods' links that come and
 go, neighbours of the bridge, rules of others. That is told apart by a few bytes of each message,
-without decoding it.
+without decoding it; most of it the kernel keeps back already (`watchfilter`).
 
 Rules:
 - Passing over something that mattered is repaired late (the upkeep looks at all of it every half
@@ -29,6 +29,7 @@ from time import monotonic
 
 from cni_plugin.datapath import ROUTE_PROTOCOL
 from cni_plugin.drift import MAIN_TABLE
+from cni_plugin.kernel import watchfilter
 from cni_plugin.kernel.messages import (
     DUMP,
     RTM_DELADDR,
@@ -67,6 +68,7 @@ _NUMBER = struct.Struct("=I")
 _OF_A_POD = re.compile(rb"veth[0-9a-f]{7,11}|pwi[0-9a-f]{12}")
 _OVERLAY = b"pwvx"
 _OURS = b"podwire"
+_ENTRIES = "the overlay's entries changed"
 # Tables and chains that come and go: flush ruleset, a policy that drops. NFT_MSG_*.
 _NFT_SHAPE = frozenset((0, 2, 3, 5))
 
@@ -118,6 +120,7 @@ class _Watch:
             try:
                 data = self._socket.recv(_RECEIVE)
             except BlockingIOError:
+                self._caught_up()
                 return
             except OSError as e:
                 if e.errno != ENOBUFS:
@@ -129,6 +132,9 @@ class _Watch:
                 own = port != 0 and port == self._own_port
                 if not own and (word := self.word(kind, body)):
                     self._read.add(word)
+
+    def _caught_up(self) -> None:
+        """Everything that there was has been read."""
 
     def pass_over(self, source: NetlinkSocket) -> None:
         """From now on this socket's changes are our own: see the rules above."""
@@ -155,9 +161,25 @@ class RouteWatch(_Watch):
 
     def __init__(self) -> None:
         self.links: dict[int, Link] = {}
+        self._heard: frozenset[int] = frozenset()  # overlays whose neighbours the kernel tells of
         super().__init__(_NETLINK_ROUTE, _ROUTE_GROUPS)
+        self._hear(self._heard)
         body = _IFINFO.pack(_AF_UNSPEC, 0, 0, 0, 0)
         self._socket.send(HEADER.pack(HEADER.size + len(body), RTM_GETLINK, DUMP, 1, 0) + body)
+
+    def _caught_up(self) -> None:
+        """Hear the entries of another overlay as well; who made some before that was not heard."""
+        overlays = frozenset(i for i, link in self.links.items() if link[0].startswith(_OVERLAY))
+        if overlays == self._heard:
+            return
+        if overlays - self._heard and not self.is_deaf():
+            self._read.add(_ENTRIES)
+        self._hear(overlays)
+
+    def _hear(self, overlays: frozenset[int]) -> None:
+        self._heard = overlays
+        with suppress(OSError):  # then the rest is passed over here
+            watchfilter.attach(self._socket, overlays)
 
     def word(self, kind: int, body: bytes) -> str:
         if kind in (RTM_NEWLINK, RTM_DELLINK):
@@ -199,7 +221,7 @@ class RouteWatch(_Watch):
         if (family == _AF_BRIDGE or kind == RTM_DELNEIGH) and self.is_deaf():
             return ""
         overlay = index in self.links and self.links[index][0].startswith(_OVERLAY)
-        return "the overlay's entries changed" if overlay else ""
+        return _ENTRIES if overlay else ""
 
 
 class RulesetWatch(_Watch):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cni_plugin import runtimes
+from cni_plugin import runtimefolder
 from tests.support.emptyroot import EXECUTABLE, EmptyRoot
 from tests.support.executable import executable
 
@@ -247,7 +247,7 @@ def test_without_the_right_to_write(tmp_path: Path) -> None:
         os.chmod(root.path("/tmp"), 0o1777)
         done = root.run(EXECUTABLE, "install", uid=65534)
         assert done.returncode == 1
-        assert done.stderr.startswith(b"error 110: /opt/cni/bin/.podwire.new: Permission denied")
+        assert done.stderr.startswith(b"error 110: /opt/cni/bin/podwire: Permission denied")
         assert b"run it as root" in done.stderr
         assert root.names("/opt/cni/bin") == []
         assert root.run(EXECUTABLE, "install").returncode == 0
@@ -309,7 +309,7 @@ def test_what_a_killed_agent_left_is_removed(node: Node, agent: subprocess.Popen
 def test_a_runtime_in_use_is_kept_and_told(node: Node) -> None:
     command = [node.executable, "lab", "exec", "--help"]
     assert subprocess.run(command, env=node.environ(), capture_output=True).returncode == 0
-    (name,) = [path.name for path in node.runtimes.iterdir() if runtimes.is_runtime(path.name)]
+    (name,) = [path.name for path in node.runtimes.iterdir() if runtimefolder.is_runtime(path.name)]
     held = os.open(node.runtimes / name / "lock", os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_SH)

@@ -184,9 +184,21 @@ def test_what_fails_leaves_the_other_plugins_pod_alone(plugin, node, sandbox, br
     assert (sorted(node.links()), node.run("tc", "qdisc", "show").stdout) == before
 
 
+@pytest.mark.parametrize("direction", ["ingress", "egress"])
+def test_two_entries_of_a_list_that_limit_the_pod(plugin, sandbox, make_conf, direction) -> None:
+    limits = {key: LIMITS[key] for key in (f"{direction}Rate", f"{direction}Burst")}
+    conf = make_conf(bandwidth=limits)
+    made = plugin.add(conf, sandbox).result
+    second = {key: conf[key] for key in conf if key != "ipam"}
+    error = plugin.add(second, sandbox, prev=made).error
+    assert "leave bandwidth to one of them" in error["details"]
+    assert plugin.delete(conf, sandbox).ok
+
+
 # --- refused ----------------------------------------------------------------------------------
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize(
     ("limits", "field"),
     [

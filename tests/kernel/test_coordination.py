@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 from threading import Event
 from time import sleep
 
@@ -292,6 +293,35 @@ def test_a_mistake_of_ours_ends_the_agent(follow, split, tmp_path, monkeypatch):
     node.source.tell(Listed(MEMBERS))
     node.wait(lambda: ended, "the end")
     node.stop()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "membership.Membership.apply",
+        "agent.fitting.Fitting.fit",
+        "agent.clusternode.ClusterNode.bring_about",
+    ],
+)
+def test_a_mistake_of_ours_in_one_step_costs_a_look_at_all(follow, monkeypatch, caplog, step):
+    """It is logged as one, nothing of the change is lost, and the node goes on following."""
+    node = follow(0)
+    node.source.tell(Listed(MEMBERS[:2]))
+    node.wait(lambda: node.owned() == {"10.244.1.0/24"}, "the first peer's route")
+    right = pkgutil.resolve_name(f"cni_plugin.{step}")
+    wrong = iter([True])
+
+    def once(*arguments):
+        return [][0] if next(wrong, False) else right(*arguments)
+
+    monkeypatch.setattr(f"cni_plugin.{step}", once)
+    node.source.tell(Put(MEMBERS[2]))
+    node.wait(lambda: node.owned() == {"10.244.1.0/24", "10.244.2.0/24"}, "the other's route")
+    assert next(wrong, None) is None
+    (record,) = [each for each in caplog.records if "a mistake of podwire" in each.message]
+    assert record.exc_info
+    node.source.tell(Gone("node-1"))
+    node.wait(lambda: node.owned() == {"10.244.2.0/24"}, "the first one's end")
 
 
 def test_a_peer_s_subnet_that_holds_the_api_server(follow):

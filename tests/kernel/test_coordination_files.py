@@ -20,7 +20,7 @@ from cni_plugin.spec import Code
 from tests.support.fakesource import member
 from tests.support.follower import MEMBERS, Follower, subnets_of
 
-SOON_S = 3.0  # a look a second, and a machine that is slow
+SOON_S = 15.0  # a look a second, and a machine that is slow; `never` comes none but these
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_between_inventory_and_configuration_is_try_again_later(follow, topology
 # --- what somebody else does with the files -------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["removed", "edited", "replaced"])
+@pytest.mark.parametrize("how", ["removed", "edited", "emptied", "cut off", "replaced"])
 def test_a_configuration_that_somebody_changes_is_back_soon(follow, never, how):
     node = ready(follow(0))
     path = node.conf_dir / conflists.NAME
@@ -181,6 +181,8 @@ def test_a_configuration_that_somebody_changes_is_back_soon(follow, never, how):
         path.unlink()
     elif how == "edited":
         path.write_text(before.replace("cni0", "cni9"))
+    elif how in ("emptied", "cut off"):
+        path.write_text(before[: 200 if how == "cut off" else 0])
     else:
         path.write_text(json.dumps({"name": "other", "plugins": [{"type": "ptp"}]}))
         node.wait_for_state("NetworkNotReady")
@@ -190,6 +192,39 @@ def test_a_configuration_that_somebody_changes_is_back_soon(follow, never, how):
     node.wait(lambda: path.exists() and path.read_text() == before, "the configuration")
     assert monotonic() - begun < SOON_S
     node.wait_for_state("PodwireReady")
+
+
+def test_a_configuration_that_is_removed_again_at_once_is_back_soon(follow, never):
+    """Before anybody has seen that it was there."""
+    node = ready(follow(0))
+    path = node.conf_dir / conflists.NAME
+    sleep(1.5)  # the look after its own writing is over
+    for _ in range(3):
+        path.unlink()
+        begun = monotonic()
+        while not path.exists():
+            assert monotonic() - begun < SOON_S
+            sleep(0.002)
+    sleep(3)
+    assert path.exists()
+
+
+def test_what_is_removed_while_it_is_written_is_back_soon(follow, never, monkeypatch):
+    """By a program that waits for it: the folder is then as it was."""
+    path = (node := ready(follow(0))).conf_dir / conflists.NAME
+    sleep(1.5)  # the look after its own writing is over
+    write, times = wholefiles.write, []
+
+    def undone(where, mode, parts):
+        write(where, mode, parts)
+        if where == str(path) and not times:
+            times.append(monotonic())
+            path.unlink()
+
+    monkeypatch.setattr("cni_plugin.wholefiles.write", undone)
+    path.unlink()
+    node.wait(lambda: times and path.exists(), "the configuration")
+    assert monotonic() - times[0] < SOON_S
 
 
 def test_its_own_writing_is_looked_at_once(follow, never, monkeypatch):
@@ -218,6 +253,17 @@ def test_a_foreign_configuration_that_comes_first_is_named_soon(follow, never):
     assert monotonic() - begun < SOON_S
     (node.conf_dir / "05-other.conflist").unlink()
     node.wait(lambda: "sorts before" not in message(node), "its end")
+
+
+def test_a_file_that_containerd_stops_at_is_named_soon(follow, never):
+    """Other runtimes pass it over, so the node stays as it is."""
+    node = ready(follow(0))
+    (node.conf_dir / "00-broken.conflist").write_text("{")
+    node.wait(lambda: "containerd stops there" in message(node), "its name")
+    assert str(node.conf_dir / "00-broken.conflist") in message(node)
+    assert node.source.states[-1].ready
+    (node.conf_dir / "00-broken.conflist").unlink()
+    node.wait(lambda: "containerd stops there" not in message(node), "its end")
 
 
 # --- plugins that are not there -------------------------------------------------------------------

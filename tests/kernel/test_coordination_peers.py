@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from time import monotonic, sleep
 import pytest
 
 from cni_plugin.agent.upkeep import Upkeep
-from cni_plugin.sources import Listed, Put
+from cni_plugin.sources import Gone, Listed, Put
 from tests.support.fakesource import member
 from tests.support.follower import MEMBERS, Follower
 
@@ -148,3 +149,58 @@ def test_many_that_are_obstructed_keep_nobody_from_joining(follow):
     assert "40 nodes are left out here" in node.source.states[0].message
     assert {state.reason for state in node.source.states} == {"PodwireReady"}
     node.wait(lambda: len(node.source.reports) == 40, "an Event of each")
+
+
+def carrier(node: Follower) -> int:
+    """The IP version of the overlay's own end; 0 without one."""
+    shown = node.node.run("ip", "-j", "-d", "link", "show", "pwvx1", check=False).stdout
+    link = next(iter(json.loads(shown or "[]")), {})  # it is absent while it is replaced
+    data = link.get("linkinfo", {}).get("info_data", {})
+    return 6 if "local6" in data else 4 if "local" in data else 0
+
+
+def test_a_node_without_ipv4_moves_the_overlay_at_once_and_back(follow, never):
+    """No agent is waited for: the others go by the same rule, and by the same nodes."""
+    node = follow(0)
+    six = member("node-7", "fd00:2::78", "fd00:10:244:78::/64")
+    four = member("node-8", "192.168.2.79", "10.244.79.0/24")
+    with kept(node):
+        node.source.tell(Listed(MEMBERS))
+        node.wait(lambda: carrier(node) == 4, "an overlay of IPv4")
+        for _ in range(2):
+            begun = monotonic()
+            node.source.tell(Put(six))
+            node.wait(lambda: carrier(node) == 6, "an overlay of IPv6")
+            node.wait(lambda: "fd00:10:244:78::/64" in node.owned("-6"), "the new one's route")
+            node.source.tell(Gone("node-7"))
+            node.wait(lambda: carrier(node) == 4, "an overlay of IPv4 again")
+            assert monotonic() - begun < SOON_S
+        node.source.tell(Put(six))
+        node.wait(lambda: carrier(node) == 6, "an overlay of IPv6")
+        node.source.tell(Put(four))  # as many lack the one as the other
+        node.wait(lambda: carrier(node) == 4, "an overlay of IPv4 for most")
+        node.wait(lambda: "10.244.79.0/24" in node.owned(), "the last one's route")
+        node.wait(lambda: node.source.reports, "a report")
+        assert node.source.reports[0][:2] == ("node-7", "NodeUnfit")
+        node.source.tell(Gone("node-8"))
+        node.wait(lambda: carrier(node) == 6, "an overlay of IPv6")
+
+
+def test_one_that_is_left_out_here_counts_for_the_family_of_the_overlay(follow, never):
+    """The other nodes have it, and send what is for this one over IPv6."""
+    node = follow(0)
+    obstruct(node, "fd00:10:244:78::/64")
+    six = member("node-7", "fd00:2::78", "fd00:10:244:78::/64")
+    with kept(node):
+        node.source.tell(Listed((*MEMBERS, six)))
+        node.wait(lambda: node.source.reports, "a report")
+        assert node.source.reports[0][:2] == ("node-7", "NodeUnfit")
+        node.wait(lambda: carrier(node) == 6, "an overlay of IPv6")
+        assert node.owned("-6") == {"fd00:10:244:1::/64", "fd00:10:244:2::/64"}
+        node.source.tell(Gone("node-7"))
+        node.wait(lambda: carrier(node) == 4, "an overlay of IPv4")
+        node.source.tell(Put(six))
+        node.wait(lambda: carrier(node) == 6, "an overlay of IPv6")
+        clear(node, "fd00:10:244:78::/64")
+        node.wait(lambda: "fd00:10:244:78::/64" in node.owned("-6"), "the left out one's route")
+        assert carrier(node) == 6

@@ -62,6 +62,7 @@ def ruleset(node):
 # --- conflicts ----------------------------------------------------------------------------------
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize(
     ("held", "wanted"),
     [
@@ -92,6 +93,7 @@ def test_a_port_that_another_pod_holds_is_refused(
     assert plugin.add(with_ports(conf, wanted), second).ok
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize(
     ("held", "free"),
     [
@@ -387,9 +389,36 @@ def test_behind_another_main_plugin(plugin_there, go_plugin, node, outside, topo
     assert bridge.delete(first, pod).ok
 
 
+def test_behind_a_plugin_that_tells_addresses_alone(plugin, go_plugin, node, topology, conf):
+    """Host ports take no more of prevResult; CHECK and DEL know it by that as well."""
+    bridge = go_plugin("bridge", "host-local")
+    first = {**conf, "type": "bridge"}
+    ported = {"cniVersion": conf["cniVersion"], "name": conf["name"], "type": "podwire"}
+    pod = topology.sandbox("pod")
+    made = bridge.add(first, pod).result
+    ips = [{key: ip[key] for key in ip if key != "interface"} for ip in made["ips"]]
+    told = {"cniVersion": conf["cniVersion"], "ips": ips, "dns": {}}
+    refused = plugin.add({**ported, "ingressPolicy": "isolated"}, pod, prev=told).error
+    assert refused["msg"].startswith("prevResult.interfaces: names no bridge")
+    ported = with_ports(
+        {**ported, "bandwidth": {"IngressRate": 10**6, "ingressburst": 10**6}}, mapping()
+    )
+    added = plugin.add(ported, pod, prev=told).result
+    assert added["ips"] == ips
+    assert "interfaces" not in added
+    assert {family for family, *_ in elements(node)} == {"ip", "ip6"}
+    assert "7077:" in node.run("tc", "qdisc", "show", "dev", made["interfaces"][1]["name"]).stdout
+    assert plugin.check(ported, pod, prev=added).ok
+    assert plugin.delete(ported, pod, prev=added).ok
+    assert elements(node) == set()
+    assert "eth0" in pod.links()  # the other plugin's
+    assert bridge.delete(first, pod).ok
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize(
     ("entry", "field"),
     [

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from cni_plugin import additions
 from cni_plugin.agent import ports as upkeep
 from cni_plugin.fabric import Fabric
+from cni_plugin.kernel import lostports, nfnetlink, portlock
 from cni_plugin.kernel.netlink import RouteSocket
+from cni_plugin.node import Node
 from cni_plugin.spec import Attachment
 from tests.support.portways import BOTH, Ways, held, opened, record
 from tests.support.throughports import mapping
@@ -26,6 +29,7 @@ def ways(node) -> Iterator[Ways]:
 
 
 NOBODY: frozenset[Attachment] = frozenset()
+THEIRS = 'add element ip podwire host_ports { tcp . 99 comment "theirs" : 10.9.9.9 . 99 }'
 
 
 def owners(ways: Ways) -> set[str]:
@@ -51,9 +55,7 @@ def test_gc_takes_away_what_no_record_tells_of(ways):
     ways.ports.open(record(mapping(8082), pod="stranger", network="othernet"), ExitStack())
     shutil.rmtree(ways.folder.path)
     ways.ports.open(record(mapping(8083), pod="remembered"), ExitStack())
-    ways.node.run(
-        "nft", 'add element ip podwire host_ports { tcp . 99 comment "theirs" : 10.9.9.9 . 99 }'
-    )
+    ways.node.run("nft", THEIRS)
     ways.ports.collect("podnet", frozenset({Attachment("kept", "eth0")}))
     assert owners(ways) == {
         "kept eth0 podnet",
@@ -77,6 +79,63 @@ def test_gc_leaves_an_element_of_a_set_that_a_record_needs(ways):
 def test_gc_on_a_node_without_host_ports_makes_no_folder(ways):
     ways.ports.collect("podnet", NOBODY)
     assert not os.path.exists(ways.folder.path)
+
+
+LOST = {
+    "the node's folder": lambda folder: shutil.rmtree(os.path.dirname(folder)),
+    "the records' folder": shutil.rmtree,
+    "the files": lambda folder: [os.unlink(f"{folder}/{n}") for n in os.listdir(folder)],
+}
+
+
+@pytest.mark.parametrize("network", ["podnet", "n" * 150])
+@pytest.mark.parametrize("lost", LOST)
+def test_a_del_takes_away_its_own_when_all_records_are_lost(ways, lost, network):
+    """Elements of a stranger are left alone, and do not make each DEL look."""
+    gone, other = (
+        record(mapping(port), pod=pod, network=network, snat=False)
+        for port, pod in ((8080, "web"), (8081, "other"))
+    )
+    ways.node.run("nft", THEIRS)
+    for each in (gone, other):
+        ways.ports.open(each, ExitStack())
+    assert ways.folder.names()
+    delete(ways, "without", network)
+    assert whole(ways)
+    LOST[lost](ways.folder.path)
+    ways.ports.open(record(mapping(8083), pod="remembered"), ExitStack())
+    delete(ways, "web", network)
+    assert owners(ways) == {other.comment, "remembered eth0 podnet", "theirs"}
+    assert not whole(ways)
+    delete(ways, "other", network)
+    assert owners(ways) == {"remembered eth0 podnet", "theirs"}
+    assert whole(ways)
+    delete(ways, "remembered", "podnet")
+    assert owners(ways) == {"theirs"}
+
+
+def delete(ways: Ways, pod: str, network: str) -> None:
+    """As a DEL does, on a node that knows no more than these."""
+    with closing(Node({})) as other_call:
+        additions.close_ports(other_call, network, Attachment(pod, "eth0"))
+
+
+def whole(ways: Ways) -> bool:
+    return os.path.exists(f"{ways.folder.path}/{portlock.WHOLE}")
+
+
+def test_a_del_looks_through_the_maps_once(ways, monkeypatch):
+    dumped = []
+    monkeypatch.setattr(lostports, "find", lambda *_: dumped.append(1) or [])
+    for _ in range(3):
+        delete(ways, "web", "podnet")
+    assert len(dumped) == 1
+
+
+def test_a_del_on_a_node_without_netfilter(ways, monkeypatch):
+    monkeypatch.setattr(nfnetlink, "_NETLINK_NETFILTER", 30)  # no kernel has such sockets
+    delete(ways, "web", "podnet")
+    assert not whole(ways)
 
 
 # --- odd files --------------------------------------------------------------------------------

@@ -70,6 +70,11 @@ LOSING_PORTS = {
         "delete table ip podwire; add table ip podwire;"
         "add map ip podwire host_ports { type inet_service : ipv4_addr; }"
     ),
+    "another's table asleep": "delete table ip podwire; add table ip podwire { flags dormant; }",
+    "another's table asleep with a chain": (
+        "delete table ip podwire; add table ip podwire { flags dormant; };"
+        "add chain ip podwire postrouting { type filter hook postrouting priority 0; }"
+    ),
 }
 
 

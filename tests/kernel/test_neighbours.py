@@ -235,6 +235,6 @@ def test_a_rogue_router_is_not_believed(plugin, node, topology, make_conf):
             time.sleep(0.1)
             return fooled(control, "eth0")
 
-        wait_until(heard, timeout=5, what="the control pod believing the advertisement")
+        wait_until(heard, timeout=30, what="the control pod believing the advertisement")
     assert not fooled(victim, "eth0")
     assert not fooled(node, "cni0")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -12,6 +14,7 @@ from cni_plugin.kernel.netlink import RouteSocket
 from cni_plugin.peering import Peering
 from cni_plugin.spec import CniError
 from ipam import inventory as inventories
+from ipam.inventory import Node
 from tests.kernel.test_overlay import shown
 from tests.support.topology import Split
 
@@ -136,6 +139,73 @@ def test_any_sequence_ends_where_a_resync_would(scene, seed):
         assert anew.pod_mtu() == scene.peering.pod_mtu()
         if entries and chance.random() < 0.3:  # one by one, and all of them compared then
             scene.peering.drop(f"more-{chance.choice(list(entries))}")
+
+
+ONE_FAMILY = {4: "192.168.2.78", 6: "fd00:2::78"}
+
+
+def only(version):
+    subnet = "10.244.78.0/24" if version == 4 else "fd00:10:244:78::/64"
+    return {"name": "more-78", "addresses": [ONE_FAMILY[version]], "podCIDRs": [subnet]}
+
+
+def carrier(scene):
+    """The IP version of the overlay's own end."""
+    linkinfo = json.loads(scene.node.run("ip", "-j", "-d", "link", "show", "pwvx1").stdout)[0]
+    return 6 if "local6" in linkinfo["linkinfo"]["info_data"] else 4
+
+
+def test_a_peer_without_ipv4_moves_the_overlay_and_its_end_moves_it_back(scene):
+    """At once in both directions, by one change and by an address that is taken away."""
+    scene.peering.update(scene.cluster())
+    lone = only(6)
+    for _ in range(2):
+        assert carrier(scene) == 4
+        scene.site.entries.append(lone)
+        assert scene.peering.update(scene.cluster())
+        assert carrier(scene) == 6
+        assert scene.is_in_line()
+        scene.site.entries.remove(lone)
+        assert scene.peering.update(scene.cluster())
+        assert carrier(scene) == 4
+        assert scene.is_in_line()
+    far = scene.site.entries[2]
+    both = far["addresses"]
+    for addresses, expected in ((both[1:], 6), (both, 4)):
+        far["addresses"] = addresses
+        assert scene.peering.update(scene.cluster())
+        assert carrier(scene) == expected
+        assert scene.is_in_line()
+    node = Node("more-79", (ip_address("fd00:2::79"),), (), (ip_network("fd00:10:79::/64"),))
+    assert scene.peering.put(node)
+    assert carrier(scene) == 6
+    assert scene.peering.drop(node.name)
+    assert carrier(scene) == 4
+
+
+def test_a_peer_that_leaves_no_family_for_all_is_refused_and_costs_nobody_a_path(scene):
+    scene.site.entries.append({"name": "more-77", "addresses": ["fd00:2::77"], "podCIDRs": []})
+    scene.peering.update(scene.cluster())
+    assert carrier(scene) == 6
+    before = shown(scene.node)
+    scene.site.entries.append(only(4))
+    for _ in range(2):
+        with pytest.raises(CniError, match="no family can carry the overlay"):
+            scene.peering.update(scene.cluster())
+        assert shown(scene.node) == before
+    scene.site.entries.pop()
+    assert not scene.peering.update(scene.cluster())
+    assert shown(scene.node) == before
+
+
+def test_a_peer_outside_the_underlay_s_network_is_refused(scene):
+    cross = CrossNode(cidr=ip_network("192.168.0.0/16"))
+    scene.peering.update(scene.cluster(cross))
+    before = shown(scene.node)
+    scene.site.entries.append(only(6))
+    with pytest.raises(CniError, match=r"underlay\.cidr"):
+        scene.peering.update(scene.cluster(cross))
+    assert shown(scene.node) == before
 
 
 def test_put_and_drop(scene):

@@ -232,11 +232,15 @@ def test_a_peer_that_is_not_on_the_link(
     cluster.entries[1]["addresses"] = ["192.168.1.3", "fd00:1::3"]
     cluster.entries[1]["addresses"][version == 6] = address
     cluster.write()
+    forwarding = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
+    for key in forwarding:
+        node.run("sysctl", "-qw", f"{key}=0")
     with untouched(node, sandbox):
         refused = podwire.on(node).add(cluster.conf(0, backend="host-gw"), sandbox)
         assert "node-1" in refused.error["msg"]
         assert address in refused.error["msg"]
     assert reservations(folder="networks-0") == {}
+    assert [node.sysctl(key) for key in forwarding] == ["0", "0"]
 
 
 # --- subnets that are not the node's alone ----------------------------------------------------
@@ -278,6 +282,7 @@ OVERLAPS = {
 }
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize("spoil", OVERLAPS, ids=lambda f: f.__name__.strip("_"))
 def test_overlaps_are_refused_with_both_owners_named(
     make_cluster, topology, podwire, untouched, tmp_path, spoil
@@ -311,6 +316,7 @@ def test_both_nodes_that_claim_a_subnet_say_so(make_cluster, topology, podwire):
         assert "node-1" in refused.error["msg"]
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize(
     ("subnet", "code", "words"),
     [
@@ -345,6 +351,7 @@ def test_a_range_inside_the_nodes_pod_cidr(make_cluster, topology, podwire):
 # --- the inventory file -----------------------------------------------------------------------
 
 
+@pytest.mark.one_case_by_agent
 @pytest.mark.parametrize(
     ("text", "code"), [(None, 5), ("{", 7), ("[]", 7), ('{"nodes": []}', 7)], ids=str
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -284,6 +284,31 @@ def test_two_threads_that_meet_trust_neither(agent: Agent) -> None:
     nodes["n020"] = peer(20)
     agent.keep(nodes)
     assert agent.memory.verified is None
+
+
+def test_an_inventory_that_is_replaced_while_it_is_taken_in(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes of one reading beside the networks of another would never be right again."""
+    agent.fabric.records.remember(agent.record())
+    nodes = {each.name: each for each in map(peer, range(10, 15))}
+    later = nodes | {"n020": peer(20)}
+    del later["n012"]
+    networks_of = noderules.networks_of
+
+    def replaced(fabric: Fabric, records: Sequence[NetworkRecord]) -> object:
+        agent.write(later)
+        return networks_of(fabric, records)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(noderules, "networks_of", replaced)
+        agent.keep(nodes)
+    agent.keep(later)
+    agent.refuse_wrong()
+    del later["n020"]
+    agent.keep(later)
+    agent.refuse_wrong()
+    assert agent.steps.look_again(agent.fabric) == []
 
 
 def test_what_is_written_down_follows(agent: Agent) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from cni_plugin.kernel.nodelock import FOLDER
 from cni_plugin.kernel.statefolder import node_key
+from cni_plugin.records import Records
+from tests.support import netns
 from tests.support.netns import Namespace
 
 pytestmark = pytest.mark.parametrize("way", ["process", "agent"], indirect=True)
@@ -77,6 +79,56 @@ def test_with_its_last_pod_a_network_s_rules_go(plugin, node, topology, make_con
     assert plugin.gc(conf, []).ok
     assert ruleset(node) == ""
     assert records(node) == {}
+
+
+@pytest.fixture
+def renamed(make_conf) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A network of before, and the one that takes its place with looser options."""
+    old = make_conf(name="oldnet", ipMasq=True, ingressPolicy="isolated")
+    addresses = [[{"subnet": "10.244.0.0/24", "rangeStart": "10.244.0.100"}]]
+    return old, make_conf(ipam={"ranges": addresses})
+
+
+def test_a_network_without_pods_counts_for_no_other(plugin, node, topology, renamed) -> None:
+    """Nobody tells that a configuration is gone: no GC comes for it."""
+    old, new = renamed
+    assert plugin.add(old, topology.sandbox("a"), cid="a").ok
+    assert plugin.delete(old, "", cid="a").ok
+    pod = topology.sandbox("b")
+    added = plugin.add(new, pod, cid="b")
+    assert added.ok
+    assert set(records(node)) == {"podnet"}
+    assert rules(node) == []
+    assert plugin.check(new, pod, prev=added.result, cid="b").ok
+
+
+def test_a_network_counts_until_its_last_pod_goes(plugin, node, topology, renamed, way) -> None:
+    old, new = renamed
+    assert plugin.add(old, topology.sandbox("a"), cid="a").ok
+    pod = topology.sandbox("b")
+    added = plugin.add(new, pod, cid="b")
+    assert added.ok
+    assert set(records(node)) == {"oldnet", "podnet"}
+    assert "masqueraded" in ruleset(node)
+    assert plugin.check(new, pod, prev=added.result, cid="b").ok
+    assert plugin.delete(old, "", cid="a").ok
+    if way == "agent":
+        _touch(node, "podnet")  # its look of every half minute, sooner
+    else:
+        assert "oldnet" in plugin.check(new, pod, prev=added.result, cid="b").error["msg"]
+        assert plugin.add(new, topology.sandbox("c"), cid="c").ok
+    netns.wait_until(lambda: rules(node) == [], 5, "the rules to go")
+    assert set(records(node)) == {"podnet"}
+    assert plugin.check(new, pod, prev=added.result, cid="b").ok
+
+
+def _touch(node: Namespace, network: str) -> None:
+    """The network's record is written anew, as it was."""
+    with node.entered():
+        known = Records(node_key())
+        record = known.of(network)
+        assert record is not None
+        known.restore(record)
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "garbage", "link"])

@@ -119,7 +119,7 @@ def test_without_a_socket_of_its_own_it_declines(
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "host", full)
+        patch.setattr("cni_plugin.node.host", full)
         verdict, _, reason = desk.serve(request()) or (0, 0, b"")
     assert verdict == wire.DECLINED
     assert b"Too many open files" in reason

@@ -185,6 +185,52 @@ def test_status_when_another_network_is_first(run: Run, tmp_path: Path) -> None:
     assert "not used, they sort behind it: 20-podwire.conflist" in out
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("00-broken.conflist", "{", "not valid JSON"),
+        ("00-empty.conf", "", "not valid JSON"),
+        ("02-notype.conf", '{"name": "x", "plugins": [{"type": "bridge"}]}', "of its own"),
+        ("01-noname.conflist", '{"plugins": [{"type": "bridge"}]}', "no name"),
+        ("00-link.conflist", None, "No such file"),
+    ],
+)
+def test_status_when_a_runtime_stops_at_a_file(
+    run: Run, tmp_path: Path, name: str, text: str | None, said: str
+) -> None:
+    if text is None:
+        (tmp_path / name).symlink_to("nowhere")
+    else:
+        (tmp_path / name).write_text(text)
+    (tmp_path / "00-folder.conflist").mkdir()
+    _conflist(tmp_path / "05-podwire.conflist", {"type": "podwire"})
+    status, out, _ = run("status", "--conf-dir", str(tmp_path), "--json")
+    report = json.loads(out)
+    assert (status, report["ready"]) == (1, False)
+    assert report["error"]["msg"].startswith(f"{tmp_path / name}: ")
+    assert report["file"] == str(tmp_path / "05-podwire.conflist")
+    assert [each["file"] for each in report["broken"]] == [str(tmp_path / name)]
+    assert said in report["error"]["msg"]
+    assert "remove this file" in report["error"]["details"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("podwire", "9.9.9"), ("bridge", "does not use podwire")]
+)
+def test_status_when_a_runtime_takes_a_file_of_a_strange_version(
+    run: Run, tmp_path: Path, kind: str, said: str
+) -> None:
+    """Runtimes look at the version when they call the plugin, and not before."""
+    _conflist(tmp_path / "00-other.conflist", {"type": kind}, cniVersion="9.9.9")
+    _conflist(tmp_path / "05-podwire.conflist", {"type": "podwire"})
+    status, out, _ = run("status", "--conf-dir", str(tmp_path), "--json")
+    report = json.loads(out)
+    assert status == 1
+    assert report["file"] == str(tmp_path / "00-other.conflist")
+    assert (report["broken"], report["plugins"]) == ([], [kind])
+    assert said in report["error"]["msg"]
+
+
 def test_status_names_what_an_add_would_stumble_over(run: Run, tmp_path: Path) -> None:
     plugin = {"type": "podwire", "macspoofchk": True, "ipam": {"type": "host-local"}}
     path = _conflist(tmp_path / "a.conflist", plugin, cniVersion="0.4.0")

@@ -73,6 +73,9 @@ REQUESTS = {
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, codec.Value, bytes]]:
     """Each encoded message, with its class and value."""
+    for builder in vars(messages).values():
+        if hasattr(builder, "cache_clear"):  # what was encoded before is not encoded again
+            builder.cache_clear()
     found: list[tuple[Any, codec.Value, bytes]] = []
     encode = codec.encode
 

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni_plugin import conflists, installation, netconf, skel
-from cni_plugin.conflists import default_template, in_use, is_ours, place, remove, render
+from cni_plugin import confdir, conflists, installation, netconf, skel
+from cni_plugin.confdir import in_use
+from cni_plugin.conflists import default_template, is_ours, place, remove, render
 from cni_plugin.spec import CniError, Code
 from ipam import config
 from tests.unit.strategies import json_values
@@ -185,11 +186,11 @@ def test_no_template_of_anything_else(text: str) -> None:
 
 
 def test_stamps_of_a_folder(tmp_path: Path) -> None:
-    assert conflists.stamps(str(tmp_path / "none")) == ()
-    seen = [conflists.stamps(str(tmp_path))]
+    assert confdir.stamps(str(tmp_path / "none")) == ()
+    seen = [confdir.stamps(str(tmp_path))]
 
     def differs() -> bool:
-        seen.append(conflists.stamps(str(tmp_path)))
+        seen.append(confdir.stamps(str(tmp_path)))
         return seen[-1] not in seen[:-1]
 
     path = tmp_path / "a.conf"
@@ -259,13 +260,27 @@ def test_what_install_wrote_is_replaced_and_the_other_way_round(folder: Path) ->
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "7", "{}", '{"plugins": []}', "\ufffd", "[" * 10**5]
+    "text",
+    ["[]", "7", "{}", '{"plugins": []}', json.dumps({"name": "x", "plugins": []}), "[" * 10**5],
 )
 def test_what_is_nobodys(text: str, folder: Path) -> None:
     assert not is_ours(text)
     (folder / conflists.NAME).write_text(text)
     with pytest.raises(CniError):
         place(str(folder), AGENTS)
+    assert remove(str(folder)) is None
+
+
+@pytest.mark.parametrize("text", ["", " ", "{", "\0" * 700, "\ufffd", AGENTS[:200], AGENTS[:-3]])
+def test_what_a_power_cut_leaves_of_it(text: str, folder: Path) -> None:
+    """Empty or cut off: nobody's network is in it."""
+    assert not is_ours(text)
+    (folder / conflists.NAME).write_text(text)
+    conflists.refuse_foreign(str(folder / conflists.NAME))
+    assert place(str(folder), AGENTS)
+    assert (folder / conflists.NAME).read_text() == AGENTS
+    (folder / conflists.NAME).write_text(text)
+    assert remove(str(folder)) is True
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
@@ -340,6 +355,7 @@ def test_a_single_plugin(folder: Path, ending: str) -> None:
         ("00.conflist", "[]", "expected an object"),
         ("00.conflist", '{"type": "bridge", "name": "one"}', "no plugins"),
         ("00.conflist", '{"name": "x", "plugins": [{}]}', "no plugins with a type"),
+        ("00.conflist", '{"plugins": [{"type": "bridge"}]}', "no name"),
         ("00.conflist", '{"name": "x", "plugins": 7}', "plugins: expected a list"),
         ("00.conf", json.dumps(FLANNEL), "of its own"),
         ("00.json", " " * (2 << 20) + "{}", "larger than"),
@@ -355,7 +371,10 @@ def test_files_that_can_not_be_used(folder: Path, name: str, text: str, said: st
     better = in_use(str(folder))
     assert better is not None
     assert better.ours
-    assert [each.problem for each in conflists.candidates(str(folder))] == [found.problem, ""]
+    assert [each.problem for each in confdir.candidates(str(folder))] == [found.problem, ""]
+    assert confdir.stopping(str(folder)) == found
+    (folder / name).rename(folder / f"99-{name}")
+    assert confdir.stopping(str(folder)) is None
 
 
 def test_a_link_that_leads_nowhere(folder: Path) -> None:

@@ -7,8 +7,10 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cni_plugin.agent.fitting import Fitting, of_name, without
-from ipam.inventory import Node
+from cni_plugin.agent.fitting import Fitting, deciding, of_name, without
+from cni_plugin.crossnode import CrossNode
+from ipam.inventory import Inventory, Node
+from ipam.peers import underlay_version
 
 _nodes = st.builds(
     Node,
@@ -46,6 +48,23 @@ def test_what_fits_is_a_matter_of_the_nodes_alone(
         assert found == tuple(node for node in nodes if version in versions[node.name])
         assert len(refusals) == len(nodes) - len(found)
         assert {each.name for each in refusals}.isdisjoint(node.name for node in found)
+
+
+@given(_lists, st.lists(st.sampled_from("abcdefg")))
+@settings(deadline=None)
+def test_whoever_is_left_out_the_family_of_the_overlay_stays(
+    nodes: tuple[Node, ...], names: list[str]
+) -> None:
+    nodes, _ = Fitting().fit(nodes, "auto")
+    some = without(nodes, names)
+    found = deciding(some, nodes)
+    if some:  # this node is never left out
+        version = underlay_version(Inventory("nodes.json", nodes), CrossNode())
+        assert underlay_version(Inventory("nodes.json", found), CrossNode()) == version
+    assert [node for node in found if node in some] == list(some)
+    assert len(found) <= len(some) + 1
+    assert not any(node.pod_cidrs for node in found if node not in some)
+    assert list(found) == sorted(found, key=lambda node: node.name)
 
 
 @given(_lists, st.lists(st.sampled_from("abcdefg")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from ipaddress import IPv4Address, ip_address
 from typing import Any
 
@@ -66,6 +67,17 @@ def test_everything_asked() -> None:
         snat=False,
         mark_bit=0,
     )
+
+
+@pytest.mark.parametrize("change", [str.upper, str.lower, str.capitalize])
+def test_keys_in_any_mixture_of_cases(change: Callable[[str], str]) -> None:
+    """As Go reads them."""
+    entry = mapping(53, 5353, protocol="UDP", hostIP="192.168.1.2")
+    options = {"snat": False, "markMasqBit": 5}
+    conf = {change(key): value for key, value in options.items()}
+    entries = [{change(key): value for key, value in entry.items()}]
+    found = hostports.parse(Fields({**conf, "runtimeConfig": {"portMappings": entries}}))
+    assert found == parsed(entry, **options)
 
 
 @pytest.mark.parametrize("text", ["tcp", "TCP", "Tcp", "", None])

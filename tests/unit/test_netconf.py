@@ -440,6 +440,28 @@ def test_a_malformed_prev_result(value: object, where: str) -> None:
     assert error.msg.startswith(where)
 
 
+ADDRESS = {"address": "10.0.0.2/24"}
+LINK = {"name": "eth0", "sandbox": "/run/netns/pod"}
+
+
+@pytest.mark.parametrize(
+    ("previous", "chained"),
+    [
+        ({"interfaces": [LINK], "ips": [ADDRESS]}, True),
+        ({"interfaces": [LINK]}, True),
+        ({"ips": [ADDRESS]}, True),  # as portmap takes it
+        ({"ips": [{**ADDRESS, "interface": 0}]}, True),
+        ({"interfaces": [{"name": "cni0"}], "ips": [ADDRESS]}, True),
+        ({"interfaces": [{**LINK, "name": "lo"}], "ips": [ADDRESS]}, False),
+        ({"dns": {}}, False),
+        ({"interfaces": [{"name": "cni0"}]}, False),
+    ],
+)
+def test_behind_a_plugin_that_made_the_pods_link(previous: object, chained: bool) -> None:
+    assert parsed(ipam=None, prevResult=previous).chained is chained
+    assert parsed(prevResult=previous).chained is False
+
+
 # --- anything at all ----------------------------------------------------------------------------
 
 

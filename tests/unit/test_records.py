@@ -11,7 +11,7 @@ import pytest
 from cni_plugin import records
 from cni_plugin.crossnode import CrossNode
 from cni_plugin.kernel import nodelock, statefolder
-from cni_plugin.records import NetworkRecord, Records
+from cni_plugin.records import NetworkRecord, Records, counts_against
 from cni_plugin.spec import CniError, Code
 
 _V4, _V6 = ip_network("10.244.0.0/24"), ip_network("fd00:10:244::/64")
@@ -150,3 +150,35 @@ def test_the_newest_is_known(known: Records) -> None:
     known.remember(first)
     assert max(known.all(), key=known.age_key) == first
     assert known.age_key(NetworkRecord("gone")) == (0, "gone")
+
+
+_PLAIN = NetworkRecord("podnet", (_V4, _V6), bridge="cni0", accept_forwarding=False)
+_BESIDE = _PLAIN._replace(network="other")
+_AWAY = (ip_network("10.250.0.0/24"),)
+
+
+@pytest.mark.parametrize(
+    ("other", "counts"),
+    [
+        (_BESIDE, False),
+        (_BESIDE._replace(masquerade=True), True),
+        (_BESIDE._replace(masquerade=True, subnets=_AWAY), False),
+        (_BESIDE._replace(accept_forwarding=True, subnets=(_V6,)), True),
+        (_BESIDE._replace(ingress_policy="same-bridge"), True),
+        (_BESIDE._replace(ingress_policy="isolated", subnets=_AWAY), True),
+        (_BESIDE._replace(ingress_policy="isolated", bridge="br1"), False),
+        (_BESIDE._replace(network="podnet+chained", ingress_policy="isolated"), False),
+        (_BESIDE._replace(direct=(_V4,)), False),
+    ],
+)
+def test_whose_options_count_for_others(other: NetworkRecord, counts: bool) -> None:
+    assert counts_against(other, _PLAIN) is counts
+
+
+def test_the_looser_of_two_networks_does_not_count() -> None:
+    strict = _PLAIN._replace(ingress_policy="isolated", accept_forwarding=True, masquerade=True)
+    assert not counts_against(_BESIDE._replace(bridge=strict.bridge), strict)
+    assert counts_against(_BESIDE._replace(direct=(_V4,)), strict)
+    assert not counts_against(_PLAIN._replace(network="ptp", bridge=""), _PLAIN)
+    isolated = _PLAIN._replace(network="ptp", bridge="", ingress_policy="isolated")
+    assert not counts_against(isolated, _PLAIN._replace(bridge=""))

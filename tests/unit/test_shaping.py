@@ -50,6 +50,11 @@ def parse(conf: Any) -> Bandwidth:
         ({"bandwidth": ALL, "runtimeConfig": {"bandwidth": None}}, BOTH),
         ({"bandwidth": INGRESS, **ALL}, Bandwidth(BOTH[0])),
         ({"bandwidth": {**ALL, "unshapedSubnets": [], "shapedSubnets": None}}, BOTH),
+        # Go reads keys in any mixture of cases.
+        ({"bandwidth": {key.capitalize(): value for key, value in ALL.items()}}, BOTH),
+        ({"Bandwidth": {key.lower(): value for key, value in ALL.items()}}, BOTH),
+        ({key[0].upper() + key[1:]: value for key, value in ALL.items()}, BOTH),
+        ({"bandwidth": {"IngressRate": 1, **INGRESS}}, Bandwidth(BOTH[0])),
         (
             {"bandwidth": {"egressRate": 1, "egressBurst": 1} | {"egressRate": 2**64 - 1}},
             Bandwidth(None, Limit(2**64 - 1, 1)),

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cni_plugin.agent.coverage import Coverage, Numbers
+from cni_plugin.agent.fitting import Fitting
 from cni_plugin.alike import same_ends
 from cni_plugin.crossnode import CrossNode
 from cni_plugin.ruleset import ranges
-from cni_plugin.spec import CniError, IPNetwork
+from cni_plugin.spec import CniError, IPAddress, IPNetwork
 from ipam import peers, steps
 from ipam.claims import Claims
 from ipam.inventory import Inventory
@@ -159,6 +160,31 @@ def test_the_family_of_the_overlay_is_that_of_the_nodes_there_are(
         with suppress(CniError):
             found = peers.underlay_version(known, cross)
         assert found == expected
+
+
+_families = st.lists(st.sampled_from(_HOSTS), min_size=1, max_size=2, unique=True).map(tuple)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.none() | _families), max_size=20))
+@settings(max_examples=500, deadline=None)
+def test_whatever_changes_all_that_fit_share_the_family_of_the_overlay(
+    changes: list[tuple[str, tuple[IPAddress, ...] | None]],
+) -> None:
+    """Nodes of one family or both come and go, get addresses and lose them, one after the other."""
+    there: dict[str, Node] = {}
+    fitting = Fitting()
+    cross = CrossNode()
+    for name, addresses in changes:
+        there.pop(name, None)
+        if addresses is not None:
+            there[name] = Node(name, addresses)
+        nodes = tuple(sorted(there.values(), key=lambda node: node.name))
+        fit, refusals = fitting.fit(nodes, "auto")
+        assert (fit, refusals) == Fitting().fit(nodes, "auto")
+        known = Inventory("nodes.json", fit)
+        version = peers.underlay_version(known, cross)
+        assert version == peers._underlay_version(known, cross)
+        assert all(peers.underlay_address(n, version, cross).version == version for n in fit)
 
 
 # --- ranges -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cni_plugin import installation, runtimes
+from cni_plugin import installation, runtimefolder, runtimes
 from launcher import unpack
 from launcher.archive import Archive, DamagedError
 from launcher.runtime import File
@@ -21,7 +21,7 @@ from tests.support.runtimes import FILES, contents, finished, make_executable, o
 
 PREPARE = """
 import os, sys
-from cni_plugin import installation, runtimes
+from cni_plugin import installation, runtimes, runtimefolder
 from launcher import unpack
 from launcher.archive import Archive
 archive = Archive(os.open(sys.argv[1], os.O_RDONLY))
@@ -332,7 +332,7 @@ def test_an_old_runtime_goes_when_nobody_runs_it(
     executable: Path, newer: Path, folder: Path
 ) -> None:
     old, held = _prepare(executable, folder)
-    _age(old, runtimes.UNUSED_S + 10)
+    _age(old, runtimefolder.UNUSED_S + 10)
     current, in_use = _prepare(newer, folder)
     assert old.exists()  # it is held
     os.close(held)
@@ -346,7 +346,7 @@ def test_a_runtime_that_was_used_just_now_stays(
 ) -> None:
     old, held = _prepare(executable, folder)
     os.close(held)
-    _age(old, runtimes.UNUSED_S - 60)
+    _age(old, runtimefolder.UNUSED_S - 60)
     os.close(_prepare(newer, folder)[1])
     assert contents(old) == FILES
 
@@ -366,7 +366,7 @@ def test_a_lock_outlives_execve_and_ends_with_the_process(
     while Path(f"/proc/{process.pid}/comm").read_text() != "cat\n":
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    _age(old, runtimes.UNUSED_S + 10)
+    _age(old, runtimefolder.UNUSED_S + 10)
     os.close(_prepare(newer, folder)[1])
     assert old.exists()
     finished(process)
@@ -381,7 +381,7 @@ def test_a_remover_and_a_user_do_not_meet(executable: Path, newer: Path, folder:
         "end = time.monotonic() + 2\n"
         "removed = 0\n"
         "while time.monotonic() < end:\n"
-        "    try: removed += len(runtimes.remove_stale(sys.argv[2], '', -5))\n"
+        "    try: removed += len(runtimefolder.remove_stale(sys.argv[2], '', -5))\n"
         "    except FileNotFoundError: pass\n"  # the folder is not there yet
         "print(removed)\n"
     )

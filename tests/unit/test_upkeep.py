@@ -376,10 +376,10 @@ def test_of_two_inventories_the_newest_record_s_counts(
 
 def test_changes_in_words() -> None:
     route = NodeRoute(ip_network("10.244.1.0/24"), ip_network("10.0.0.1/32")[0], "node-1")
-    assert upkeep.words(Changes()) == []
-    assert upkeep.words(Changes(routes.Changes(add=(route,)), ("made pwvx1",))) == [
+    assert Changes().words() == []
+    assert Changes(routes.Changes(add=(route,)), ("made pwvx1",)).words() == [
         "made pwvx1",
         "add route to 10.244.1.0/24 via 10.0.0.1 (node node-1)",
     ]
     many = routes.Changes(remove=(route,) * 9)
-    assert upkeep.words(Changes(many)) == ["remove 9 routes, that to 10.244.1.0/24 first"]
+    assert Changes(many).words() == ["remove 9 routes, that to 10.244.1.0/24 first"]

@@ -87,11 +87,11 @@ def test_a_heartbeat_never_begins_a_reply() -> None:
     assert len({wire.HEARTBEAT, wire.CONFIRMATION, wire.UNDONE}) == 3
 
 
-@pytest.mark.parametrize("name", ["wire.py", "client.py", "probing.py"])
+@pytest.mark.parametrize("name", ["wire.py", "client.py", "cniversions.py", "probing.py"])
 def test_the_sources_keep_to_what_micropython_has(name: str) -> None:
     tree = ast.parse((_PACKAGE / name).read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
-    frozen = {"client", "sysio", "wire"}
+    frozen = {"client", "cniversions", "sysio", "wire"}
     assert {name.name for node in imports for name in node.names} <= _SHARED | frozen
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert modules <= {"cni_plugin", "cni_plugin.version", "version"}
