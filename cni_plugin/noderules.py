@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _DIRECT = "direct"  # the kind of state that holds what inventories said last
 _OUR_NAME = len("veth") + 11  # characters of a host veth's name; the reference's has 12
+_HEX = frozenset("0123456789abcdef")
 
 
 def wanted(fabric: Fabric) -> NodeRules:
@@ -216,7 +217,7 @@ def _has_pods(route_socket: RouteSocket, record: NetworkRecord) -> bool:
 
 def _is_being_made(name: str) -> bool:
     """Whether the name of a host veth without its mark is one of ours."""
-    return name.startswith("veth") and len(name) == _OUR_NAME
+    return name.startswith("veth") and len(name) == _OUR_NAME and _HEX.issuperset(name[4:])
 
 
 class Refill:

@@ -38,7 +38,8 @@ class Survey(NamedTuple):
 
     `device` and `carrier` are None where no peer needs the overlay. `version` is the IP version
     that carries it, 0 without. `ways` knows those to the peers that were asked for. `waiting` are
-    the plain routes that the kernel would refuse now, as it has no way to their gateways.
+    the plain routes that the kernel would refuse now, as it has no way to their gateways. `sized`
+    is whether the overlay's MTU is configured, so that no path has to tell it.
     """
 
     peers: Peers
@@ -49,6 +50,7 @@ class Survey(NamedTuple):
     ways: Ways
     version: int = 0
     waiting: tuple[routes.NodeRoute, ...] = ()
+    sized: bool = False
 
     @property
     def cut_off(self) -> tuple[routes.NodeRoute, ...]:
@@ -134,8 +136,9 @@ def survey(inventory: Inventory, own: Node, cross: CrossNode, route_socket: Rout
     carrier = underlay.choose(route_socket, cross, tuple(mine), to_peers, ways)
     wanted = offload.detect(route_socket, cross.checksum_offload, carrier.name)
     device = _device(own, cross, carrier, wanted)
-    found = Survey(decided, device, entries_of(decided), carrier, wanted, ways, version, waiting)
-    if found.cut_off and not cross.mtu:
+    entries, sized = entries_of(decided), bool(cross.mtu)
+    found = Survey(decided, device, entries, carrier, wanted, ways, version, waiting, sized)
+    if found.cut_off and not sized:
         return found._replace(device=_no_wider(device, route_socket))
     return found
 
@@ -256,7 +259,7 @@ def in_line(found: Survey, state: State) -> bool:
 def refuse_waiting(found: Survey) -> None:
     """Raises CniError 104 while the kernel has no way to a peer: one that needs a plain route, or
     one in the overlay, whose path's MTU can't be told."""
-    routes = found.waiting or found.cut_off
+    routes = found.waiting or (() if found.sized else found.cut_off)
     if not routes:
         return
     route, others = routes[0], len({route.node for route in routes}) - 1

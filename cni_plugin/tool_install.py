@@ -163,10 +163,13 @@ def uninstall(bin_dir: str, conf_dir: str | None, socket: str, force: bool) -> N
     stay reserved.
     """
     installation.refuse_agent(socket)
-    with clusterlock.keep_out(INVENTORY) as held:
+    with (
+        clusterlock.keep_out(INVENTORY) as held,
+        _clear_refusal(),
+        madefolders.alone(_given(bin_dir, conf_dir)),
+    ):
         _uninstall_datapath(force)
-        with _clear_refusal(), madefolders.alone(_given(bin_dir, conf_dir)):
-            removed, kept = _uninstall_files(bin_dir, conf_dir, socket, held)
+        removed, kept = _uninstall_files(bin_dir, conf_dir, socket, held)
     for path in removed:
         click.echo(f"{path}: removed")
     for path in kept:

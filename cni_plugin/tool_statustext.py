@@ -15,9 +15,10 @@ _UNKEPT = "the agent that keeps that file is gone: nodes that come, change or go
 
 def lines(report: dict[str, Any]) -> Iterator[str]:
     """The report of `tool_status.gather`, line by line."""
-    for broken in report["broken"]:
+    for number, broken in enumerate(report["broken"]):
         yield _line("warning", f"{broken['file']}: {broken['reason']}")
-        yield _line("", "it sorts first: containerd stops at it, others pass it over")
+        if not number:
+            yield _line("", "it sorts first: containerd stops at it, others pass it over")
     if report["file"]:
         yield _line("file", f"{report['file']} (plugins: {', '.join(report['plugins'])})")
         if report.get("unused"):

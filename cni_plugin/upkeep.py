@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from cni_plugin.fabric import Fabric, Kept, Memory, Stamp, Verified, cluster_of, way_of
 from cni_plugin.kernel import tablerepair
 from cni_plugin.kernel.netlink import KernelError
-from cni_plugin.noderules import Refill, drop_empty, wanted, without_pods
+from cni_plugin.noderules import Refill, drop_empty, wanted
 from cni_plugin.records import NetworkRecord
 from cni_plugin.ruleset import NodeRules
 from cni_plugin.spec import CniError
@@ -265,10 +265,6 @@ def differences(fabric: Fabric, record: NetworkRecord) -> list[str]:
         found.append(f"the node's record of network {record.network} is missing or another")
     elif not are_verified(fabric):
         found += rule_differences(fabric)
-    found += (
-        f"the rules are those of network {other.network} as well, which has no pods here any more"
-        for other in without_pods(fabric, record)
-    )
     if record.nodes:
         from cni_plugin import cluster as clusters
 

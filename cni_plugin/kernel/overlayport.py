@@ -25,6 +25,8 @@ def refuse_taken(route_socket: RouteSocket, vxlan: Vxlan, ours: str) -> None:
     for entry in route_socket.dump(messages.dump_links(kind="vxlan"), whole=False):
         if not _is_at(entry, vxlan):
             continue
+        if entry.get_attr("IFLA_IFNAME") == vxlan.name:
+            return  # somebody is making it: its alias comes last
         if holds(entry, vxlan) and entry.get_attr("IFLA_IFALIAS") != ours:
             raise vni_taken(vxlan, entry.get_attr("IFLA_IFNAME") or "")
         up = bool(entry["flags"] & messages.IFF_UP)

@@ -275,7 +275,7 @@ class EtcdSource:
     def _glance(self) -> None:
         """Where the node has got another address, its keys have to say so."""
         own = self._lease.own
-        addresses = kept(own.addresses, self._choose)
+        addresses = kept(own.addresses, self._choose, self._lease.networks)
         if addresses != own.addresses:
             words = ", ".join(map(str, addresses))
             self._log.warning("this node's addresses have changed: now %s", words)

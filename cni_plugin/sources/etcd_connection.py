@@ -132,14 +132,14 @@ class Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         """Raises OSError, of the last address of the host's."""
         reason: OSError = ConnectionError(f"{self.host} has no address")
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            self.host, self.port, type=socket.SOCK_STREAM
-        ):
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, address in found:
             sock = socket.socket(family, kind, protocol)
             self._opened.add(sock)
             self.sock = sock
             try:
-                self._establish(sock, address)
+                # One that swallows packets leaves the others their part of a block's time.
+                self._establish(sock, address, (self.timeout or 0.0) / len(found))
             except OSError as e:
                 self.close()
                 reason = e
@@ -147,8 +147,8 @@ class Connection(http.client.HTTPConnection):
                 return
         raise reason
 
-    def _establish(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
-        sock.settimeout(self.timeout)
+    def _establish(self, sock: socket.socket, address: tuple[Any, ...], seconds: float) -> None:
+        sock.settimeout(seconds)
         for option in _OPTIONS:
             sock.setsockopt(*option)
         sock.connect(address)
@@ -159,6 +159,8 @@ class Connection(http.client.HTTPConnection):
             self._opened.swap(sock, wrapped)
             self.sock = wrapped
             wrapped.do_handshake()
+        if self.sock is not None:  # broken off meanwhile
+            self.sock.settimeout(self.timeout)
 
     def close(self) -> None:
         """As http.client's, and the socket is closed under the lock of `Open`."""

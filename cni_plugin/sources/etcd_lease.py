@@ -24,6 +24,7 @@ from cni_plugin.sources.etcd_claims import Claim, NamesakeError, NoSubnetError, 
 from cni_plugin.sources.etcd_gateway import Gateway
 from cni_plugin.sources.etcd_layout import Layout, Network, Own, Said, status
 from cni_plugin.sources.etcd_messages import EtcdError, KeyValue, Snapshot, UnreachableError, Write
+from cni_plugin.spec import IPNetwork
 
 _chance = random.SystemRandom()  # not seeded alike on machines that were cloned
 _TRIES = 5  # to write into our own key, which people may write into as well
@@ -71,6 +72,11 @@ class SubnetLease:
     @property
     def claim(self) -> Claim | None:
         return self._claim
+
+    @property
+    def networks(self) -> list[IPNetwork]:
+        """Those that pods have addresses of, as far as a claim has told."""
+        return [pool.network for pool in self._claim.network.pools] if self._claim else []
 
     @property
     def own(self) -> Own:

@@ -6,7 +6,7 @@ the server no longer knows that point (410 Gone) the list is read again. Nothing
 repeatedly. A Node's kubelet writes its heartbeat into it: a change is told only when the member
 that the Node makes is another one.
 
-What the API server asks of our ServiceAccount: list, watch and patch of nodes, patch of
+What the API server asks of our ServiceAccount: list and watch of nodes, patch of
 nodes/status, create of events in the namespace default.
 """
 

@@ -29,7 +29,7 @@ def left(machine):
     def look():
         listed = machine.run("nft", "-j", "list", "ruleset").stdout
         sets = [entry.get("map") or entry.get("set") for entry in json.loads(listed)["nftables"]]
-        records = "cd /run/podwire && find . -path '*/ports/*' ! -name .lock"
+        records = "cd /run/podwire && find . -path '*/ports/*' ! -name '.*'"
         return {
             "elements": [found["name"] for found in filter(None, sets) if _has_ports(found)],
             "records": machine.run("sh", "-c", records).stdout.split(),

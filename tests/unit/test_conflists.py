@@ -261,7 +261,17 @@ def test_what_install_wrote_is_replaced_and_the_other_way_round(folder: Path) ->
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "7", "{}", '{"plugins": []}', json.dumps({"name": "x", "plugins": []}), "[" * 10**5],
+    [
+        *(
+            "[]",
+            "7",
+            "{}",
+            '{"plugins": []}',
+            json.dumps({"name": "x", "plugins": []}),
+            "[" * 10**5,
+        ),
+        AGENTS.rstrip()[:-1] + ",}",  # a mistake of somebody who has edited it
+    ],
 )
 def test_what_is_nobodys(text: str, folder: Path) -> None:
     assert not is_ours(text)
