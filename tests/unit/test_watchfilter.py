@@ -156,7 +156,8 @@ _LINKS = _NEWLINK, _DELLINK
 _OTHERS = _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE, _NEWNEIGH, _DELNEIGH
 _names = st.sampled_from(("eth0", "eth9", "pwvx1", "vethabcdef01234"))
 _messages = st.one_of(
-    st.tuples(st.sampled_from(_LINKS + _OTHERS), st.binary(min_size=16, max_size=64)),
+    # A link's message without its name there is none, and what is said of one goes by that.
+    st.tuples(st.sampled_from(_OTHERS), st.binary(min_size=16, max_size=64)),
     st.tuples(st.sampled_from(_LINKS), st.builds(_link, _names, st.sampled_from((0, 7)))),
     st.tuples(
         st.sampled_from((_NEWROUTE, _DELROUTE)),
@@ -182,5 +183,7 @@ _messages = st.one_of(
 def test_what_is_kept_back_says_nothing(
     hears: Hears, watch: RouteWatch, message: tuple[int, bytes]
 ) -> None:
+    known = dict(watch.links)
     if not hears(*message):
         assert watch.word(*message) == ""
+    watch.links = known  # the next message is not to meet what this one said
