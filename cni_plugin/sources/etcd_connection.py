@@ -141,8 +141,9 @@ class Connection(http.client.HTTPConnection):
                 # One that swallows packets leaves the others their part of a block's time.
                 self._establish(sock, address, (self.timeout or 0.0) / len(found))
             except OSError as e:
-                self.close()
-                reason = e
+                # Not by `close`, which would end the request that this connects for.
+                self._opened.end(self.sock)
+                self.sock, reason = None, e
             else:
                 return
         raise reason
@@ -165,6 +166,6 @@ class Connection(http.client.HTTPConnection):
     def close(self) -> None:
         """As http.client's, and the socket is closed under the lock of `Open`."""
         sock, self.sock = self.sock, None
-        super().close()
+        super().close()  # the answer's file first: the socket is closed with the last that uses it
         if sock is not None:
             self._opened.end(sock)

@@ -90,6 +90,16 @@ def test_one_lost_peer_of_the_overlay_is_enough(split: Split) -> None:
     assert node.links()["pwvx1"]["mtu"] == 1300
 
 
+def test_a_configured_mtu_needs_no_way_to_tell_it(split: Split) -> None:
+    node, cross = split.nodes[0], CrossNode("vxlan", mtu=1280)
+    node.run("ip", "route", "replace", "default", "via", "192.168.1.1")
+    sync(split, 0, cross)
+    node.run("ip", "route", "del", "default")
+    with node.entered(), RouteSocket() as route_socket:
+        cluster = clusters.join(str(split.path), "", cross, route_socket)
+        assert clusters.pod_mtu(cluster, route_socket) == 1280
+
+
 # --- a device that somebody renamed ---------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -155,11 +155,22 @@ def test_follow_tells_of_it_and_raises_nothing(server: Server, tmp_path: Path) -
     assert len(told) == 1
 
 
+@contextmanager
+def another() -> Iterator[Server]:
+    """A second server, for the block."""
+    with Server(("127.0.0.1", 0), _Handler) as made:
+        thread = Thread(target=made.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield made
+        finally:
+            made.shutdown()
+            thread.join()
+
+
 def test_another_endpoint_is_asked_when_one_can_not(server: Server, gateway: Gateway) -> None:
     refused = (503, b'{"error": "etcdserver: no leader", "code": 14}')
-    with Server(("127.0.0.1", 0), _Handler) as other:
-        thread = Thread(target=other.serve_forever, args=(0.01,))
-        thread.start()
+    with another() as other:
         other.answer = lambda path, body: refused
         server.answer = lambda path, body: (200, b'{"header": {"revision": "5"}}')
         both = Gateway([endpoint(other), endpoint(server)])
@@ -170,8 +181,6 @@ def test_another_endpoint_is_asked_when_one_can_not(server: Server, gateway: Gat
         with pytest.raises(UnreachableError, match=r"no leader.*; .*no leader"):
             both.range("/")
         both.close()
-        other.shutdown()
-        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -188,16 +197,32 @@ def test_another_endpoint_is_asked_when_one_can_not(server: Server, gateway: Gat
     ],
 )
 def test_who_is_no_etcd_keeps_nobody_from_one_that_is(server: Server, answer: Answer) -> None:
-    with Server(("127.0.0.1", 0), _Handler) as other:
-        thread = Thread(target=other.serve_forever, args=(0.01,))
-        thread.start()
+    with another() as other:
         other.answer = lambda path, body: answer
         server.answer = lambda path, body: (200, b'{"header": {"revision": "5"}}')
         both = Gateway([endpoint(other), endpoint(server)])
         assert both.range("/").revision == 5
         both.close()
-        other.shutdown()
-        thread.join()
+
+
+def test_an_address_that_swallows_packets_leaves_the_next_its_time(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host name with two: the kernel drops what comes to a full queue of connections."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as fill:
+        for _ in range(3):
+            waiting = fill.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", address)
+            for address in (full.getsockname(), server.server_address)
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        server.answer = lambda path, body: (200, b'{"header": {"revision": "5"}}')
+        named = Gateway([Endpoint("etcd.example", 2379, False)], timeout=1)
+        assert named.range("/").revision == 5
+        named.close()
 
 
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["head", "body"])
